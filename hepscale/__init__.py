@@ -1,0 +1,74 @@
+"""Scale a coffea analysis from the notebook it was written in, and watch its histograms fill."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hepscale.errors import (
+        ChunksFailed,
+        ConfigError,
+        EngineError,
+        HepScaleError,
+        InputError,
+        MergeFailed,
+        NotebookError,
+        PayloadError,
+        RunDirectoryError,
+        RunError,
+        RunInterrupted,
+    )
+    from hepscale.executor.coffea import HepScaleExecutor, run_uproot_job, shutdown
+    from hepscale.executor.task import ChunkFailure
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HepScaleExecutor": "hepscale.executor.coffea",
+    "run_uproot_job": "hepscale.executor.coffea",
+    "shutdown": "hepscale.executor.coffea",
+    "ChunkFailure": "hepscale.executor.task",
+    "ChunksFailed": "hepscale.errors",
+    "ConfigError": "hepscale.errors",
+    "EngineError": "hepscale.errors",
+    "HepScaleError": "hepscale.errors",
+    "InputError": "hepscale.errors",
+    "MergeFailed": "hepscale.errors",
+    "NotebookError": "hepscale.errors",
+    "PayloadError": "hepscale.errors",
+    "RunDirectoryError": "hepscale.errors",
+    "RunError": "hepscale.errors",
+    "RunInterrupted": "hepscale.errors",
+}
+
+__all__ = [
+    "ChunkFailure",
+    "ChunksFailed",
+    "ConfigError",
+    "EngineError",
+    "HepScaleError",
+    "HepScaleExecutor",
+    "InputError",
+    "MergeFailed",
+    "NotebookError",
+    "PayloadError",
+    "RunDirectoryError",
+    "RunError",
+    "RunInterrupted",
+    "__version__",
+    "run_uproot_job",
+    "shutdown",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

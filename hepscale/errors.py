@@ -1,0 +1,179 @@
+"""Every error that HepScale raises on purpose.
+
+::
+
+    HepScaleError
+    ├── ConfigError            an option or setting that cannot be used
+    ├── InputError             a fileset or an input that cannot be used
+    ├── RunDirectoryError      the folder for journals or scratch files cannot be written
+    ├── PayloadError           the analysis cannot be sent to a worker
+    ├── EngineError            workers cannot be started, or went away for good
+    ├── NotebookError          a notebook or script that ``hepscale run`` ran has failed
+    └── RunError               a run that ended without all of its chunks
+        ├── ChunksFailed       chunks failed, the others are in ``partial_output``
+        ├── MergeFailed        two outputs cannot be added
+        └── RunInterrupted     stopped by Ctrl-C or by a stop button
+
+An error says the fact, the items it concerns, the likely cause and what to do next, in this order.
+This module imports nothing of HepScale and nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ChunksFailed",
+    "ConfigError",
+    "EngineError",
+    "HepScaleError",
+    "InputError",
+    "MergeFailed",
+    "NotebookError",
+    "PayloadError",
+    "RunDirectoryError",
+    "RunError",
+    "RunInterrupted",
+    "also_as",
+]
+
+_MOST_ITEMS = 5
+
+
+class HepScaleError(Exception):
+    """Base of all errors of HepScale.
+
+    Parameters
+    ----------
+    fact
+        What happened, in one sentence.
+    items
+        What it happened to: chunks, files, options; the message shows the first five.
+    cause
+        The likely cause.
+    fix
+        The next command to type, or the next thing to change.
+    """
+
+    def __init__(
+        self, fact: str, *, items: Sequence[str] = (), cause: str = "", fix: str = ""
+    ) -> None:
+        Exception.__init__(self, fact)
+        self.fact = fact
+        self.items = tuple(items)
+        self.cause = cause
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.fact]
+        lines += [f"  {item}" for item in self.items[:_MOST_ITEMS]]
+        if len(self.items) > _MOST_ITEMS:
+            lines.append(f"  ... and {len(self.items) - _MOST_ITEMS} more")
+        if self.cause:
+            lines.append(f"Likely cause: {self.cause}")
+        if self.fix:
+            lines.append(f"Next: {self.fix}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        cls = type(self)
+        original = getattr(cls, "_original", None)
+        base = cls.__mro__[1] if original is not None else cls
+        return _rebuild, (base, original, dict(self.__dict__))
+
+
+class ConfigError(HepScaleError):
+    """An option or a setting cannot be used."""
+
+
+class InputError(HepScaleError):
+    """A fileset or an input cannot be used."""
+
+
+class RunDirectoryError(HepScaleError):
+    """The folder that holds journals or scratch files cannot be written."""
+
+
+class PayloadError(HepScaleError):
+    """The analysis cannot be sent to a worker."""
+
+
+class EngineError(HepScaleError):
+    """Workers cannot be started, or went away for good."""
+
+
+class NotebookError(HepScaleError):
+    """A notebook or script that ``hepscale run`` ran has failed."""
+
+
+class RunError(HepScaleError):
+    """A run ended without all of its chunks.
+
+    Attributes
+    ----------
+    partial_output
+        The merged output of the chunks that were counted, or None.
+    failed
+        The chunks that failed, as :class:`hepscale.executor.task.ChunkFailure` records.
+    """
+
+    def __init__(
+        self,
+        fact: str,
+        *,
+        items: Sequence[str] = (),
+        cause: str = "",
+        fix: str = "",
+        partial_output: Any = None,
+        failed: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(fact, items=items, cause=cause, fix=fix)
+        self.partial_output = partial_output
+        self.failed = tuple(failed)
+
+
+class ChunksFailed(RunError):
+    """Chunks failed; the others are in ``partial_output``."""
+
+
+class MergeFailed(RunError):
+    """The outputs of two chunks cannot be added."""
+
+
+class RunInterrupted(RunError, KeyboardInterrupt):
+    """The run was stopped; what had arrived is in ``partial_output``."""
+
+
+_combined: dict[tuple[type, type], type] = {}
+
+
+def also_as(error: type[HepScaleError], original: type[BaseException]) -> type[HepScaleError]:
+    """Return a subclass of `error` that is caught as `original` as well.
+
+    An analysis that catches ``FileNotFoundError`` around a run keeps working, whatever executor
+    raised it, and ``except HepScaleError`` works too. ``error`` itself is returned where the two
+    cannot be combined (an exception that ends the interpreter, incompatible layouts).
+    """
+    if not issubclass(original, Exception) or issubclass(error, original):
+        return error
+    key = (error, original)
+    if key not in _combined:
+        try:
+            members = {"_original": original, "__module__": error.__module__}
+            _combined[key] = type(error.__name__, (error, original), members)
+        except TypeError:
+            return error
+    return _combined[key]
+
+
+def _rebuild(
+    base: type[HepScaleError], original: type[BaseException] | None, state: dict[str, Any]
+) -> HepScaleError:
+    cls = base if original is None else also_as(base, original)
+    error = cls.__new__(cls)
+    HepScaleError.__init__(error, state["fact"])
+    error.__dict__.update(state)
+    return error
