@@ -128,6 +128,11 @@ class Task:
         Files to be found under relative names in the task's directory.
     frame_interval_s
         Least time between two frames with output.
+    compression
+        zlib's level for frames; 0: none.
+    isolate
+        Whether each chunk gets a frame of its own, because the outputs of some could not be
+        merged or pickled together.
     """
 
     id: TaskId
@@ -140,6 +145,7 @@ class Task:
     resources: Resources = field(default_factory=Resources)
     frame_interval_s: float = 0.25
     compression: int = 1
+    isolate: bool = False
 
 
 # -- what an engine reports ----------------------------------------------------------------------

@@ -1,0 +1,208 @@
+"""Forkservers of this machine that outlive a run, so that the next one finds them warm."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hepscale.env.local import is_installed
+from hepscale.errors import EngineError, RunDirectoryError
+from hepscale.worker import scratch
+
+if TYPE_CHECKING:
+    from hepscale.config import Settings
+
+__all__ = ["Forkserver", "lease", "shutdown"]
+
+log = logging.getLogger(__name__)
+
+_WORKER = Path(__file__).parents[2] / "worker"
+# one process a slot is the unit of parallelism: libraries must not start threads of their own
+SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_CONNECT_S = 60.0
+
+
+@dataclass(eq=False)
+class Forkserver:
+    """A running forkserver and its folder, with the number of runs that use it."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    users: int = 0
+    used: bool = False
+    lost: bool = field(default=False, init=False)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return not self.lost and self.process.poll() is None
+
+    def connect(self) -> socket.socket:
+        """Return a new connection; it may be made before the forkserver is ready.
+
+        Raises
+        ------
+        EngineError
+            If its process has ended.
+        """
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(0.02)
+        # through a descriptor: the path of a socket may have 107 bytes only
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for _ in range(int(_CONNECT_S / 0.01)):
+                try:
+                    client.connect(f"/proc/self/fd/{folder}/s")
+                except (FileNotFoundError, ConnectionRefusedError):
+                    if not self.alive:
+                        break
+                    threading.Event().wait(0.01)
+                else:
+                    return client
+        finally:
+            os.close(folder)
+        client.close()
+        raise EngineError(
+            "The worker process of this machine ended while it was starting.",
+            items=[line for line in self.said().splitlines() if line][-3:],
+            cause="Python or a package that the analysis needs cannot be imported there",
+            fix="hepscale doctor",
+        )
+
+    def said(self) -> str:
+        """Return what it wrote to its standard error."""
+        with suppress(OSError):
+            return (self.folder / "log").read_text(errors="replace")
+        return ""
+
+    def end(self) -> None:
+        """End it, its tasks and its folder, and wait for that."""
+        self.lost = True
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        scratch.sweep(str(self.folder.parent))
+
+
+_lock = threading.Lock()
+_pool: dict[tuple[object, ...], Forkserver] = {}
+
+
+def lease(settings: Settings, preload: tuple[str, ...]) -> Forkserver:
+    """Return a forkserver for the interpreter and packages of this process; give it back.
+
+    Raises
+    ------
+    RunDirectoryError
+        If the scratch folder cannot be written.
+    EngineError
+        If no process can be started.
+    """
+    path = [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
+    # packages that were installed or updated meanwhile want a fresh interpreter
+    state = tuple((entry, _mtime_ns(entry)) for entry in path)
+    key = (os.getpid(), sys.executable, state, str(settings.scratch_dir), settings.idle_s, preload)
+    with _lock:
+        server = _pool.get(key)
+        if server is None or not server.alive:
+            for old_key, old in list(_pool.items()):
+                if not old.users:
+                    del _pool[old_key]
+                    if old_key[0] == os.getpid():
+                        old.end()
+            server = _pool[key] = _start(settings, preload, path)
+        server.users += 1
+        return server
+
+
+def give_back(server: Forkserver) -> None:
+    """Say that a run does not use `server` any more; it stays warm until it was idle for long."""
+    with _lock:
+        server.users -= 1
+        server.used = True
+        if not server.alive:
+            for key in [key for key, value in _pool.items() if value is server]:
+                del _pool[key]
+
+
+def shutdown(*, idle_only: bool = False) -> None:
+    """End the warm workers of this process at once; with `idle_only` those that no run uses."""
+    with _lock:
+        for key, server in list(_pool.items()):
+            # after a fork of this process they belong to its parent
+            if key[0] == os.getpid() and not (idle_only and server.users):
+                del _pool[key]
+                server.end()
+
+
+atexit.register(shutdown)
+
+
+def _mtime_ns(entry: str) -> int:
+    try:
+        return os.stat(entry).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _start(settings: Settings, preload: tuple[str, ...], path: list[str]) -> Forkserver:
+    parent = str(settings.scratch_dir)
+    for removed in scratch.sweep(parent):
+        log.info("removed %s, which an earlier run left behind", removed)
+    try:
+        folder, lock = scratch.make(parent)
+    except OSError as error:
+        raise RunDirectoryError(
+            "The scratch folder for workers cannot be used.",
+            items=[f"{parent}: {error.strerror}"],
+            cause="it is missing, read-only or full",
+            fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
+        ) from None
+    told = {
+        "dir": folder,
+        "manager_pid": os.getpid(),
+        "idle_s": settings.idle_s,
+        "preload": preload,
+        "sys_path": path,
+    }
+    try:
+        settings_path = Path(folder) / "settings.json"
+        settings_path.write_text(json.dumps(told))
+        environ = {**dict.fromkeys(SINGLE_THREADED, "1"), **os.environ}
+        with open(Path(folder) / "log", "wb") as log_file:
+            process = subprocess.Popen(
+                [sys.executable, "-I", str(_WORKER), str(settings_path)],
+                stdin=subprocess.PIPE,
+                stdout=log_file,
+                stderr=log_file,
+                cwd=folder,
+                env=environ,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise EngineError(
+            "A worker process cannot be started on this machine.",
+            items=[str(error)],
+            cause="too many processes, too little memory, or a full disk",
+            fix="hepscale doctor",
+        ) from None
+    finally:
+        # the forkserver holds the lock from here on
+        os.close(lock)
+    return Forkserver(process, Path(folder))

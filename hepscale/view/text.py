@@ -1,0 +1,220 @@
+"""A run in words and numbers, the same in every view and in every locale."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hepscale.view.state import RunState
+
+__all__ = [
+    "bytes_text",
+    "chunks_text",
+    "count_text",
+    "duration_text",
+    "events_text",
+    "failed_text",
+    "failure_lines",
+    "final_text",
+    "one_line",
+    "progress_text",
+    "rate_text",
+    "remaining_text",
+    "summary_text",
+    "workers_text",
+]
+
+_MOST_FAILURES = 5
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
+_ENDED = {
+    None: " ended early",
+    "done": "",
+    "failed": " failed",
+    "stopped": " stopped early",
+    "interrupted": " interrupted",
+}
+# What these say in their reason is measured (megabytes, seconds, a process id), and differs each time.
+_MEASURED = {
+    "memory": "over its memory",
+    "wall": "over its time",
+    "died": "its process died",
+}
+
+
+def count_text(number: float) -> str:
+    """Return a number in at most four digits: ``0.25``, ``7.5``, ``9,999``, ``1.2 M``, ``123 k``.
+
+    Infinite or undefined numbers give ``?``.
+    """
+    if not math.isfinite(number):
+        return "?"
+    if abs(number) < 9_999.5:
+        if number == int(number) or abs(number) >= 99.95:
+            return f"{number:,.0f}"
+        return f"{number:.2f}" if abs(number) < 0.995 else f"{number:.1f}"
+    power = 0
+    while abs(number) >= 999.5 and power < len(_PREFIXES) - 1:
+        number /= 1_000
+        power += 1
+    digits = 0 if abs(number) >= 99.95 else 1
+    return f"{number:,.{digits}f} {_PREFIXES[power]}"
+
+
+def bytes_text(nbytes: float) -> str:
+    """Return a size, such as ``1.2 MB``; `nbytes` in bytes."""
+    number, _, prefix = count_text(nbytes).partition(" ")
+    return f"{number} {prefix}B"
+
+
+def duration_text(seconds: float, *, tenths: bool = False) -> str:
+    """Return a duration, such as ``5 s``, ``1 min 05 s``, ``2 h 05 min`` or ``3 d 02 h``.
+
+    Parameters
+    ----------
+    seconds
+        The duration; infinite or undefined ones give ``?``.
+    tenths
+        Show tenths of a second below one minute (``5.2 s``).
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    seconds = max(0.0, seconds)
+    if tenths and seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = whole // 60
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = minutes // 60
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Return the text on one line of at most `most` characters, without control characters."""
+    clean = "".join(char if char.isprintable() else " " for char in text[: 4 * most])
+    clean = " ".join(clean.split())
+    return clean if len(clean) <= most else clean[: most - 3] + "..."
+
+
+def _noun(state: RunState) -> str:
+    # coffea calls the unit of its processing "event", but what is counted is chunks.
+    return state.unit if state.unit not in ("", "event") else "chunk"
+
+
+def _plural(number: int, noun: str) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
+def chunks_text(state: RunState) -> str:
+    """Return ``21 of 40 chunks``."""
+    noun = _plural(state.chunks_total, _noun(state))
+    return f"{state.chunks_done:,} of {state.chunks_total:,} {noun}"
+
+
+def events_text(state: RunState) -> str:
+    """Return ``1.0 M of 2.0 M events``, or nothing where events are not counted."""
+    if state.counts_entries:
+        return f"{count_text(state.entries_done)} of {count_text(state.entries_total)} events"
+    return f"{count_text(state.entries_done)} events" if state.entries_done else ""
+
+
+def rate_text(state: RunState) -> str:
+    """Return ``650 k events/s`` (or chunks), or nothing where the rate is not known."""
+    rate = state.rate_per_s
+    if rate is None:
+        return ""
+    if not state.counts_entries:
+        return f"{count_text(rate)} {_noun(state)}s/s"
+    # Below a prefix the space would stand before the noun twice.
+    return f"{count_text(rate if rate < 10 else round(rate))} events/s"
+
+
+def workers_text(state: RunState) -> str:
+    """Return ``37 of 40 slots busy on 5 workers, 1 lost``."""
+    lost = f", {state.workers_lost:,} lost" if state.workers_lost else ""
+    if not state.workers:
+        return f"no workers left{lost}" if lost else "waiting for workers"
+    slots, workers = state.slots, len(state.workers)
+    text = f"{state.slots_busy:,} of {slots:,} {_plural(slots, 'slot')} busy"
+    if workers > 1:
+        text += f" on {workers:,} workers"
+    return text + lost
+
+
+def failed_text(state: RunState) -> str:
+    """Return ``0 failed``, and how many tasks had to be repeated where some had."""
+    text = f"{state.chunks_failed:,} failed"
+    repeated = state.tasks_retried
+    return f"{text}, {repeated:,} {_plural(repeated, 'task')} repeated" if repeated else text
+
+
+def remaining_text(state: RunState) -> str:
+    """Return ``about 25 s left``, or nothing where it is not known."""
+    remaining_s = state.remaining_s
+    return "" if remaining_s is None else f"about {duration_text(remaining_s)} left"
+
+
+def failure_lines(state: RunState, most: int = _MOST_FAILURES) -> list[str]:
+    """Return one line for each of the first `most` failures, and how many more there are."""
+    lines = [one_line(str(failure)) for failure in state.failures[:most]]
+    more = len(state.failures) - len(lines)
+    return [*lines, f"and {more:,} more"] if more else lines
+
+
+def progress_text(state: RunState) -> str:
+    """Return where the run stands on one line, for a log."""
+    parts = [
+        chunks_text(state),
+        events_text(state),
+        rate_text(state),
+        workers_text(state),
+        failed_text(state),
+        f"{duration_text(state.elapsed_s)} elapsed",
+        remaining_text(state),
+    ]
+    return f"{_title(state)}: {', '.join(part for part in parts if part)}"
+
+
+def final_text(state: RunState) -> str:
+    """Return how the run ended on one line, with its time and its rate, for a terminal or a log."""
+    rate = rate_text(state)
+    took = f"in {duration_text(state.elapsed_s, tenths=True)}" + (f" ({rate})" if rate else "")
+    text = f"{_counts(state)} {took}, {failed_text(state)}"
+    if state.chunks_resumed:
+        text += f", {state.chunks_resumed:,} resumed"
+    return text
+
+
+def summary_text(state: RunState) -> str:
+    """Return how the run ended, for a saved notebook: the same input gives the same text.
+
+    Hence no times, rates, sizes or names of workers, and failures in the order of the chunks.
+    """
+    lines = [f"{_counts(state)}, {state.chunks_failed:,} failed"]
+    failures = sorted(state.failures, key=lambda f: (f.dataset, f.file, f.start, f.stop))
+    for failure in failures[:_MOST_FAILURES]:
+        where = ", ".join(part for part in (failure.dataset, failure.file) if part)
+        if failure.entries:
+            where += f", entries {failure.start} to {failure.stop}"
+        reason = _MEASURED.get(failure.kind) or _ADDRESS.sub("0x...", one_line(failure.reason))
+        lines.append(f"  {where}: {reason}" if where else f"  {reason}")
+    if len(failures) > _MOST_FAILURES:
+        lines.append(f"  and {len(failures) - _MOST_FAILURES:,} more")
+    return "\n".join(lines)
+
+
+def _title(state: RunState) -> str:
+    return one_line(state.desc, 60) or "Run"
+
+
+def _counts(state: RunState) -> str:
+    text = f"{_title(state)}{_ENDED[state.status]}: {chunks_text(state)}"
+    entries = state.entries_done
+    return f"{text}, {entries:,} {_plural(entries, 'event')}" if entries else text

@@ -1,0 +1,295 @@
+"""Run a list of chunks in this process, merge their output, emit frames, trap everything.
+
+Called in the child that the forkserver forked for one task. The task's folder holds ``task.json``
+(the settings) and ``work`` (the pickled chunks), and receives ``frames`` and ``modules``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from .frames import Kind, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+__all__ = ["run_task"]
+
+# streaming may cost a task one twentieth of its time
+_STREAM_SHARE = 0.05
+# output that waits for the next frame may hold this much memory
+_PENDING_MB = 256.0
+_LONGEST_MESSAGE = 10_000
+
+
+class _Emitter:
+    """Appends frames to the task's frame file."""
+
+    def __init__(self, path: str, spec: dict[str, Any]) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._ids = {"task": spec["task"], "attempt": spec["attempt"]}
+        self._level = spec["compression"]
+        self._sequence = 0
+
+    def emit(self, kind: Kind, payload: bytes = b"", **meta: Any) -> None:
+        data = encode(kind, self._sequence, {**self._ids, **meta}, payload, self._level)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._sequence += 1
+
+
+class _Pending:
+    """The merged output of the chunks since the last frame."""
+
+    def __init__(self, merge: Callable[..., Any]) -> None:
+        self._merge = merge
+        self.keys: list[str] = []
+        self.entries: list[int] = []
+        self.output: Any = None
+        self._owned = False
+
+    def add(self, key: str, entries: int, output: Any) -> None:
+        if output is not None:
+            if self.output is None:
+                self.output = output
+            elif self._owned:
+                self.output = self._merge([output], self.output)
+            else:
+                # the first merge makes a new object: what a processor returned may be its own
+                self.output = self._merge([self.output, output])
+                self._owned = True
+        self.keys.append(key)
+        self.entries.append(entries)
+
+    def clear(self) -> None:
+        self.keys, self.entries, self.output, self._owned = [], [], None, False
+
+
+class _TaskStopped(Exception):
+    """The rest of the task is handed back; ``why`` goes into the last frame."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class _Runner:
+    def __init__(self, spec: dict[str, Any], payload: dict[str, Any], emitter: _Emitter) -> None:
+        self.function = payload["function"]
+        self.dumps = payload["dumps"]
+        self.emitter = emitter
+        self.pending = _Pending(payload["merge"])
+        self.isolate = spec["isolate"]
+        self.interval_s = spec["frame_interval_s"]
+        self.pid = os.getpid()
+        self.last_s = time.monotonic()
+        self.frame_cost_s = 0.0
+        self.rss_mb = _rss_mb()
+        self.clock = {"process": 0.0, "merge": 0.0, "stream": 0.0}
+
+    def run(self, work: list[tuple[str, int, Any]]) -> None:
+        for key, entries, item in work:
+            self.emitter.emit(Kind.BEGIN, key=key)
+            begun = time.monotonic()
+            try:
+                output = self.function(item)
+            except BaseException as error:
+                self._leave_if_forked()
+                self._failed(key, error)
+                continue
+            finally:
+                self.clock["process"] += time.monotonic() - begun
+            self._leave_if_forked()
+            self._keep(key, entries, output)
+            if self._is_due():
+                self.flush()
+        self.flush()
+
+    def _leave_if_forked(self) -> None:
+        # a copy that the analysis forked and let run on must not report the chunk twice
+        if os.getpid() != self.pid:
+            os._exit(0)
+
+    def _keep(self, key: str, entries: int, output: Any) -> None:
+        begun = time.monotonic()
+        try:
+            self.pending.add(key, entries, output)
+        except Exception as error:
+            raise _TaskStopped("isolate") from error
+        self.clock["merge"] += time.monotonic() - begun
+
+    def _is_due(self) -> bool:
+        if self.isolate or _rss_mb() - self.rss_mb > _PENDING_MB:
+            return True
+        wait_s = max(self.interval_s, self.frame_cost_s / _STREAM_SHARE)
+        return time.monotonic() - self.last_s >= wait_s
+
+    def flush(self) -> None:
+        pending = self.pending
+        if not pending.keys:
+            return
+        begun = time.monotonic()
+        try:
+            payload = b"" if pending.output is None else self.dumps(pending.output)
+        except Exception as error:
+            if len(pending.keys) > 1:
+                raise _TaskStopped("isolate") from error
+            self._failed(pending.keys[0], error, kind="output", path=_find_culprit(self, pending))
+        else:
+            self.emitter.emit(
+                Kind.OUTPUT, payload, chunks=pending.keys, entries=pending.entries
+            )
+        pending.clear()
+        self.last_s = time.monotonic()
+        self.frame_cost_s = self.last_s - begun
+        self.clock["stream"] += self.frame_cost_s
+        self.rss_mb = _rss_mb()
+
+    def _failed(
+        self, key: str, error: BaseException, kind: str = "exception", path: str = ""
+    ) -> None:
+        chain = list(_chain(error))
+        if any(isinstance(one, MemoryError) for one in chain):
+            kind = "memory"
+        described = [_describe(one) for one in chain]
+        picklable = [self._dump_exception(one) for one in chain]
+        # what failed must not keep its arrays alive through the traceback
+        del error, chain
+        if kind == "memory":
+            self.flush()
+        payload = pickle.dumps(picklable)
+        self.emitter.emit(
+            Kind.FAILED, payload, key=key, kind=kind, exceptions=described, path=path
+        )
+        if kind == "memory":
+            raise _TaskStopped("memory")
+
+    def _dump_exception(self, error: BaseException) -> bytes | None:
+        try:
+            data: bytes = self.dumps(error)
+            pickle.loads(data)
+        except Exception:
+            return None
+        return data
+
+
+def run_task(folder: str) -> None:
+    """Run the task whose folder is `folder` (an absolute path), and write its frames.
+
+    Raises nothing: what goes wrong becomes a frame, or, if frames cannot be written, the text on
+    standard error and the exit code 1 of the process.
+    """
+    started = time.monotonic()
+    before = set(sys.modules)
+    with open(os.path.join(folder, "task.json"), encoding="utf-8") as stream:
+        spec = json.load(stream)
+    emitter = _Emitter(os.path.join(folder, "frames"), spec)
+    emitter.emit(Kind.HELLO, pid=os.getpid(), python=sys.version.split()[0])
+    stopped, clock = "", {}
+    try:
+        with open(spec["payload"], "rb") as file:
+            payload = pickle.load(file)
+        with open(os.path.join(folder, "work"), "rb") as file:
+            work = pickle.load(file)
+        loaded = time.monotonic() - started
+        runner = _Runner(spec, payload, emitter)
+        clock = runner.clock
+        clock["load"] = loaded
+        runner.run(work)
+    except _TaskStopped as stop:
+        stopped = stop.why
+    except BaseException as error:
+        # neither function nor chunks could be loaded here: a fact about the task, not a chunk
+        chain = [_describe(one) for one in _chain(error)]
+        emitter.emit(Kind.FAILED, key="", kind="exception", exceptions=chain, path="")
+        stopped = "broken"
+    _note_modules(folder, set(sys.modules) - before)
+    emitter.emit(
+        Kind.DONE, stopped=stopped, wall_s=time.monotonic() - started, cpu_s=_cpu_s(), clock=clock
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message cannot be shown)"
+    kind = type(error)
+    module = kind.__module__
+    name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+    return {
+        "type": name,
+        "message": message[:_LONGEST_MESSAGE],
+        "frames": list(_frames(error.__traceback__)),
+    }
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, int, str]]:
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_filename != __file__:
+            yield code.co_filename, traceback.tb_lineno, code.co_name
+        traceback = traceback.tb_next
+
+
+def _find_culprit(runner: _Runner, pending: _Pending) -> str:
+    """Return where in the output the object stands that cannot be pickled, as ``['a']['b']``."""
+    path, value = "", pending.output
+    while isinstance(value, dict):
+        for key, part in value.items():
+            try:
+                runner.dumps(part)
+            except Exception:
+                path, value = f"{path}[{key!r}]", part
+                break
+        else:
+            break
+    return path
+
+
+def _note_modules(folder: str, names: set[str]) -> None:
+    """Write down what this task had to import and the forkserver may import for the next ones."""
+    installed = sorted(name for name in names if _is_installed(name))
+    if installed:
+        path = os.path.join(folder, "modules")
+        with open(path + ".tmp", "w", encoding="utf-8") as stream:
+            json.dump(installed, stream)
+        os.replace(path + ".tmp", path)
+
+
+def _is_installed(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    origin = getattr(spec, "origin", None) or ""
+    stdlib = os.path.dirname(os.__file__)
+    return (
+        f"{os.sep}site-packages{os.sep}" in origin
+        or f"{os.sep}dist-packages{os.sep}" in origin
+        or origin.startswith(stdlib + os.sep)
+    )
+
+
+def _rss_mb() -> float:
+    with open("/proc/self/statm", "rb") as stream:
+        pages = int(stream.read().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)

@@ -1,0 +1,388 @@
+"""The warm interpreter of a worker: imports what the analysis imports, forks one child per task.
+
+It is started with its folder, the process that it belongs to, and the modules to import first. A
+client connects to the socket ``s`` in its folder and sends one JSON object a line::
+
+    {"op": "run", "id": ..., "dir": ..., "memory_mb": ... or null, "environ": PATH}
+    {"op": "kill", "id": ...}
+
+and receives ``{"ev": "ready", ...}`` once, then for each task ``{"ev": "ended", "id": ...,
+"status": "done" | "died" | "memory" | "cancelled", "detail": ..., "cpu_s": ..., "wall_s": ...,
+"memory_mb": ...}``. The tasks of a client die with its connection; the forkserver ends with its
+manager or when it was idle for long; all its folders go with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+import types
+from typing import Any
+
+from . import chunks, scratch
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_WATCH_S = 0.05
+_IDLE_LOOK_S = 1.0
+# more of what a task prints is not kept
+_MOST_OUTPUT_BYTES = 1_000_000
+# what the kernel enforces lies above what we watch: it is for growth faster than we look
+_HARD_FACTOR, _HARD_EXTRA_MB = 1.25, 256
+# they start threads or devices when imported, which a fork does not survive
+_NEVER_PRELOAD = {"ROOT", "XRootD", "cupy", "dask", "distributed", "jax", "tensorflow", "torch"}
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+class _Client:
+    """One connection: a run of the manager."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.buffer = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def requests(self) -> list[dict[str, Any]] | None:
+        """Return what has arrived, or None when the connection is closed."""
+        try:
+            data = self.socket.recv(1 << 20)
+        except OSError:
+            return None
+        if not data:
+            return None
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class _TaskProcess:
+    """The child that runs one task."""
+
+    def __init__(self, pid: int, client: _Client, request: dict[str, Any]) -> None:
+        self.pid = pid
+        self.client = client
+        self.id: str = request["id"]
+        self.dir: str = request["dir"]
+        self.memory_mb: float | None = request["memory_mb"]
+        self.started = time.monotonic()
+        self.peak_mb = 0.0
+        self.stopped = ""
+
+    def kill(self, why: str) -> None:
+        self.stopped = self.stopped or why
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def watch(self) -> None:
+        used_mb = sum(_rss_mb(pid) for pid in _family(self.pid))
+        self.peak_mb = max(self.peak_mb, used_mb)
+        if self.memory_mb is not None and used_mb > self.memory_mb:
+            self.kill("memory")
+        for name in ("stdout", "stderr"):
+            _cut_output(os.path.join(self.dir, name))
+
+    def ended(self, code: int, used: resource.struct_rusage) -> dict[str, Any]:
+        self.peak_mb = max(self.peak_mb, used.ru_maxrss / 1e3)
+        status, detail = "done", ""
+        if self.stopped:
+            status = self.stopped
+        elif code:
+            status = "died"
+            detail = f"exit code {code}" if code > 0 else f"signal {-code} ({_signal_name(-code)})"
+        return {
+            "ev": "ended",
+            "id": self.id,
+            "status": status,
+            "detail": detail,
+            "wall_s": time.monotonic() - self.started,
+            "cpu_s": used.ru_utime + used.ru_stime,
+            "memory_mb": self.peak_mb,
+        }
+
+
+class _Forkserver:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.root: str = settings["dir"]
+        self.tasks: dict[int, _TaskProcess] = {}
+        self.selector = selectors.DefaultSelector()
+        self.listener = _listen(self.root)
+        self.wakeup, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        self.selector.register(self.wakeup, selectors.EVENT_READ, self._woken)
+        # the manager holds the other end of our standard input for as long as it lives
+        self.selector.register(0, selectors.EVENT_READ, self._manager_gone)
+        self.busy_until = time.monotonic()
+        self.over = False
+        self.to_preload: list[str] = list(settings["preload"])
+
+    def serve(self) -> None:
+        self._preload()
+        while not self.over:
+            timeout = _WATCH_S if self.tasks else _IDLE_LOOK_S
+            for key, _ in self.selector.select(timeout):
+                key.data(key.fileobj)
+            self._look_after_tasks()
+            if self.to_preload and not self.tasks:
+                self._preload()
+            self._end_if_unneeded()
+
+    def close(self) -> None:
+        """Kill what still runs and remove every folder that is ours or was our manager's."""
+        for task in self.tasks.values():
+            task.kill("cancelled")
+        _kill_strays(set())
+        shutil.rmtree(self.root, ignore_errors=True)
+        scratch.sweep(os.path.dirname(self.root))
+
+    def _preload(self) -> None:
+        names, self.to_preload = self.to_preload, []
+        for name in names:
+            if name.partition(".")[0] not in _NEVER_PRELOAD:
+                # a module that cannot be imported here is the task's business, with its traceback
+                with contextlib.suppress(BaseException):
+                    importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+    def _accept(self, _: object) -> None:
+        connection, _address = self.listener.accept()
+        client = _Client(connection)
+        self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
+        python = sys.version.split()[0]
+        client.send({"ev": "ready", "pid": os.getpid(), "python": python})
+
+    def _serve(self, client: _Client) -> None:
+        requests = client.requests()
+        if requests is None:
+            self.selector.unregister(client.socket)
+            client.socket.close()
+            for task in self.tasks.values():
+                if task.client is client:
+                    task.kill("cancelled")
+            return
+        for request in requests:
+            if request["op"] == "run":
+                self._run(client, request)
+            else:
+                for task in self.tasks.values():
+                    if task.id == request["id"]:
+                        task.kill("cancelled")
+
+    def _run(self, client: _Client, request: dict[str, Any]) -> None:
+        if self.to_preload:
+            self._preload()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                self._become_task(request)
+                chunks.run_task(request["dir"])
+                code = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                _leave(code)
+        self.tasks[pid] = _TaskProcess(pid, client, request)
+
+    def _become_task(self, request: dict[str, Any]) -> None:
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self.settings["pid"]:
+            os._exit(1)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(request["dir"])
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(fd, number)
+            os.close(fd)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        self.selector.close()
+        os.closerange(3, 65536)
+        with open("task.json", encoding="utf-8") as stream:
+            spec = json.load(stream)
+        with open(request["environ"], encoding="utf-8") as stream:
+            environ = json.load(stream)
+        os.makedirs("tmp", exist_ok=True)
+        os.environ.clear()
+        os.environ.update(environ, TMPDIR=os.path.abspath("tmp"))
+        if spec["code"]:
+            sys.path.insert(0, spec["code"])
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.argv = ["hepscale-task"]
+        _fresh_random_numbers()
+        if request["memory_mb"] is not None:
+            _limit_memory(request["memory_mb"])
+        os.chdir(spec["cwd"])
+
+    def _look_after_tasks(self) -> None:
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            task = self.tasks.pop(pid, None)
+            if task is not None:
+                self._reap(task, os.waitstatus_to_exitcode(status), used)
+        for task in self.tasks.values():
+            task.watch()
+        _kill_strays(set(self.tasks))
+        if self.tasks:
+            self.busy_until = time.monotonic()
+
+    def _reap(self, task: _TaskProcess, code: int, used: resource.struct_rusage) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(task.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError, ValueError):
+            with open(os.path.join(task.dir, "modules"), encoding="utf-8") as stream:
+                self.to_preload += json.load(stream)
+        task.client.send(task.ended(code, used))
+
+    def _end_if_unneeded(self) -> None:
+        idle_s = time.monotonic() - self.busy_until
+        if os.getppid() != self.settings["manager_pid"] or idle_s > self.settings["idle_s"]:
+            self.over = True
+
+    def _woken(self, _: object) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.wakeup, 4096)
+
+    def _manager_gone(self, _: object) -> None:
+        self.over = True
+
+
+def main(settings_path: str) -> None:
+    """Serve until the manager is gone or nobody needs this any more."""
+    with open(settings_path, encoding="utf-8") as stream:
+        settings = json.load(stream)
+    settings["pid"] = os.getpid()
+    sys.path[:] = settings["sys_path"]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    server = _Forkserver(settings)
+    try:
+        server.serve()
+    finally:
+        # a forked task never comes here: it leaves by os._exit
+        server.close()
+
+
+def _listen(folder: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    # by a relative name: the path of a socket may have 107 bytes only
+    os.chdir(folder)
+    listener.bind("s")
+    os.chdir(here)
+    listener.listen(64)
+    return listener
+
+
+def _leave(code: int) -> None:
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _fresh_random_numbers() -> None:
+    # every child of a fork would draw the same numbers; Python's own generator reseeds by itself
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _limit_memory(memory_mb: float) -> None:
+    """Make the kernel refuse memory well above the limit, as a MemoryError."""
+    status = _proc_status()
+    room_mb = max(memory_mb - status.get("VmRSS", 0) / 1e3, 0)
+    hard = status.get("VmData", 0) * 1e3 + (room_mb * _HARD_FACTOR + _HARD_EXTRA_MB) * 1e6
+    resource.setrlimit(resource.RLIMIT_DATA, (int(hard), int(hard)))
+
+
+def _proc_status() -> dict[str, float]:
+    found = {}
+    with open("/proc/self/status", encoding="utf-8") as stream:
+        for line in stream:
+            name, _, value = line.partition(":")
+            if value.endswith("kB\n"):
+                found[name] = float(value.split()[0])
+    return found
+
+
+def _rss_mb(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize() / 1e6
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as stream:
+            return [int(one) for one in stream.read().split()]
+    except OSError:
+        return []
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    found = [pid]
+    for one in found:
+        found += _children(one)
+    return found
+
+
+def _kill_strays(tasks: set[int]) -> None:
+    """Kill what a task left behind: its orphans become our children."""
+    for pid in _children(os.getpid()):
+        if pid not in tasks:
+            with contextlib.suppress(OSError):
+                if os.getsid(pid) not in tasks:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _cut_output(path: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.stat(path).st_size > _MOST_OUTPUT_BYTES:
+            with open(path, "r+b") as stream:
+                stream.truncate(0)
+                stream.write(b"[more output than is kept was dropped here]\n")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,71 @@
+"""Scratch folders that are removed for certain, also when their owner is killed.
+
+Each folder holds a file ``lock`` that its owner keeps locked as long as it lives; the kernel
+releases the lock however the owner ends. A folder whose lock is free belongs to nobody: whoever
+comes next removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+
+__all__ = ["make", "sweep"]
+
+_PREFIX = "hepscale"
+
+
+def _prefix() -> str:
+    return f"{_PREFIX}-{os.getuid()}-"
+
+
+def make(parent: str) -> tuple[str, int]:
+    """Make a folder below `parent`, private to the user, and lock it.
+
+    Returns
+    -------
+    tuple
+        Its path, and the descriptor that holds the lock: keep it open as long as the folder is
+        needed, or pass it on to the process that owns the folder.
+
+    Raises
+    ------
+    OSError
+        If `parent` cannot be written.
+    """
+    path = tempfile.mkdtemp(prefix=_prefix(), dir=parent)
+    lock = os.open(os.path.join(path, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return path, lock
+
+
+def sweep(parent: str) -> list[str]:
+    """Remove the folders of this user below `parent` that belong to nobody; return their paths."""
+    removed = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(parent) if name.startswith(_prefix())]
+        for name in names:
+            path = os.path.join(parent, name)
+            if _is_stale(path):
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path)
+    return removed
+
+
+def _is_stale(path: str) -> bool:
+    try:
+        lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        # between mkdtemp and the lock file, or not ours: an empty folder does no harm
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(lock)
