@@ -19,14 +19,15 @@ if TYPE_CHECKING:
         RunError,
         RunInterrupted,
     )
-    from hepscale.executor.coffea import HepScaleExecutor, run_uproot_job, shutdown
+    from hepscale.executor.coffea import HepScaleExecutor, shutdown
     from hepscale.executor.task import ChunkFailure
+    from hepscale.executor.uproot_job import run_uproot_job
 
 __version__ = "0.1.0"
 
 _HOME = {
     "HepScaleExecutor": "hepscale.executor.coffea",
-    "run_uproot_job": "hepscale.executor.coffea",
+    "run_uproot_job": "hepscale.executor.uproot_job",
     "shutdown": "hepscale.executor.coffea",
     "ChunkFailure": "hepscale.executor.task",
     "ChunksFailed": "hepscale.errors",

@@ -52,18 +52,38 @@ class HepScaleError(Exception):
         What happened, in one sentence.
     items
         What it happened to: chunks, files, options; the message shows the first five.
+    detail
+        More about the first item: the traceback of a worker, say.
     cause
         The likely cause.
     fix
         The next command to type, or the next thing to change.
+
+    Attributes
+    ----------
+    partial_output
+        Where it ended a run: the merged output of the chunks that were counted, or None.
+    failed
+        Where it ended a run: the chunks that failed, as
+        :class:`hepscale.executor.task.ChunkFailure` records.
     """
 
+    partial_output: Any = None
+    failed: tuple[Any, ...] = ()
+
     def __init__(
-        self, fact: str, *, items: Sequence[str] = (), cause: str = "", fix: str = ""
+        self,
+        fact: str,
+        *,
+        items: Sequence[str] = (),
+        detail: str = "",
+        cause: str = "",
+        fix: str = "",
     ) -> None:
         Exception.__init__(self, fact)
         self.fact = fact
         self.items = tuple(items)
+        self.detail = detail
         self.cause = cause
         self.fix = fix
 
@@ -72,6 +92,8 @@ class HepScaleError(Exception):
         lines += [f"  {item}" for item in self.items[:_MOST_ITEMS]]
         if len(self.items) > _MOST_ITEMS:
             lines.append(f"  ... and {len(self.items) - _MOST_ITEMS} more")
+        if self.detail:
+            lines += ["", self.detail, ""]
         if self.cause:
             lines.append(f"Likely cause: {self.cause}")
         if self.fix:
@@ -110,29 +132,7 @@ class NotebookError(HepScaleError):
 
 
 class RunError(HepScaleError):
-    """A run ended without all of its chunks.
-
-    Attributes
-    ----------
-    partial_output
-        The merged output of the chunks that were counted, or None.
-    failed
-        The chunks that failed, as :class:`hepscale.executor.task.ChunkFailure` records.
-    """
-
-    def __init__(
-        self,
-        fact: str,
-        *,
-        items: Sequence[str] = (),
-        cause: str = "",
-        fix: str = "",
-        partial_output: Any = None,
-        failed: Sequence[Any] = (),
-    ) -> None:
-        super().__init__(fact, items=items, cause=cause, fix=fix)
-        self.partial_output = partial_output
-        self.failed = tuple(failed)
+    """A run ended without all of its chunks; ``partial_output`` has the others."""
 
 
 class ChunksFailed(RunError):

@@ -1,0 +1,8 @@
+"""What a run looks like while it goes on: in a notebook, on a terminal, in a log."""
+
+from __future__ import annotations
+
+from hepscale.view.base import View, make_view
+from hepscale.view.state import RunState, advance, apply
+
+__all__ = ["RunState", "View", "advance", "apply", "make_view"]

@@ -8,9 +8,8 @@ fold thousands of them a second and ask a view to draw after each.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hepscale.executor.task import (
     ChunkBegun,
@@ -30,6 +29,9 @@ from hepscale.executor.task import (
     WorkerJoined,
     WorkerLost,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["RunState", "advance", "apply"]
 

@@ -36,7 +36,7 @@ _ENDED = {
     "stopped": " stopped early",
     "interrupted": " interrupted",
 }
-# What these say in their reason is measured (megabytes, seconds, a process id), and differs each time.
+# The reasons of these hold what was measured (megabytes, a process id): it differs each time.
 _MEASURED = {
     "memory": "over its memory",
     "wall": "over its time",
@@ -132,7 +132,6 @@ def rate_text(state: RunState) -> str:
         return ""
     if not state.counts_entries:
         return f"{count_text(rate)} {_noun(state)}s/s"
-    # Below a prefix the space would stand before the noun twice.
     return f"{count_text(rate if rate < 10 else round(rate))} events/s"
 
 
@@ -162,8 +161,15 @@ def remaining_text(state: RunState) -> str:
 
 
 def failure_lines(state: RunState, most: int = _MOST_FAILURES) -> list[str]:
-    """Return one line for each of the first `most` failures, and how many more there are."""
-    lines = [one_line(str(failure)) for failure in state.failures[:most]]
+    """Return one line for each of the first `most` failures, and how many more there are.
+
+    Of a file's path only the name is shown, to leave room for the reason.
+    """
+    lines = []
+    for failure in state.failures[:most]:
+        name = failure.file.rsplit("/", 1)[-1]
+        where = _where(failure.dataset, name, failure.start, failure.stop)
+        lines.append(one_line(f"{where}: {failure.reason}" if where else failure.reason))
     more = len(state.failures) - len(lines)
     return [*lines, f"and {more:,} more"] if more else lines
 
@@ -200,14 +206,17 @@ def summary_text(state: RunState) -> str:
     lines = [f"{_counts(state)}, {state.chunks_failed:,} failed"]
     failures = sorted(state.failures, key=lambda f: (f.dataset, f.file, f.start, f.stop))
     for failure in failures[:_MOST_FAILURES]:
-        where = ", ".join(part for part in (failure.dataset, failure.file) if part)
-        if failure.entries:
-            where += f", entries {failure.start} to {failure.stop}"
+        where = _where(failure.dataset, failure.file, failure.start, failure.stop)
         reason = _MEASURED.get(failure.kind) or _ADDRESS.sub("0x...", one_line(failure.reason))
         lines.append(f"  {where}: {reason}" if where else f"  {reason}")
     if len(failures) > _MOST_FAILURES:
         lines.append(f"  and {len(failures) - _MOST_FAILURES:,} more")
     return "\n".join(lines)
+
+
+def _where(dataset: str, file: str, start: int, stop: int) -> str:
+    where = ", ".join(part for part in (dataset, file) if part)
+    return f"{where}, entries {start} to {stop}" if stop > start else where
 
 
 def _title(state: RunState) -> str:

@@ -53,10 +53,11 @@ class _Pending:
         self._merge = merge
         self.keys: list[str] = []
         self.entries: list[int] = []
+        self.spent_s = 0.0
         self.output: Any = None
         self._owned = False
 
-    def add(self, key: str, entries: int, output: Any) -> None:
+    def add(self, key: str, entries: int, spent_s: float, output: Any) -> None:
         if output is not None:
             if self.output is None:
                 self.output = output
@@ -68,9 +69,11 @@ class _Pending:
                 self._owned = True
         self.keys.append(key)
         self.entries.append(entries)
+        self.spent_s += spent_s
 
     def clear(self) -> None:
-        self.keys, self.entries, self.output, self._owned = [], [], None, False
+        self.keys, self.entries, self.spent_s = [], [], 0.0
+        self.output, self._owned = None, False
 
 
 class _TaskStopped(Exception):
@@ -105,10 +108,10 @@ class _Runner:
                 self._leave_if_forked()
                 self._failed(key, error)
                 continue
-            finally:
-                self.clock["process"] += time.monotonic() - begun
             self._leave_if_forked()
-            self._keep(key, entries, output)
+            spent_s = time.monotonic() - begun
+            self.clock["process"] += spent_s
+            self._keep(key, entries, spent_s, output)
             if self._is_due():
                 self.flush()
         self.flush()
@@ -118,10 +121,10 @@ class _Runner:
         if os.getpid() != self.pid:
             os._exit(0)
 
-    def _keep(self, key: str, entries: int, output: Any) -> None:
+    def _keep(self, key: str, entries: int, spent_s: float, output: Any) -> None:
         begun = time.monotonic()
         try:
-            self.pending.add(key, entries, output)
+            self.pending.add(key, entries, spent_s, output)
         except Exception as error:
             raise _TaskStopped("isolate") from error
         self.clock["merge"] += time.monotonic() - begun
@@ -145,7 +148,11 @@ class _Runner:
             self._failed(pending.keys[0], error, kind="output", path=_find_culprit(self, pending))
         else:
             self.emitter.emit(
-                Kind.OUTPUT, payload, chunks=pending.keys, entries=pending.entries
+                Kind.OUTPUT,
+                payload,
+                chunks=pending.keys,
+                entries=pending.entries,
+                spent_s=pending.spent_s,
             )
         pending.clear()
         self.last_s = time.monotonic()
@@ -166,9 +173,7 @@ class _Runner:
         if kind == "memory":
             self.flush()
         payload = pickle.dumps(picklable)
-        self.emitter.emit(
-            Kind.FAILED, payload, key=key, kind=kind, exceptions=described, path=path
-        )
+        self.emitter.emit(Kind.FAILED, payload, key=key, kind=kind, exceptions=described, path=path)
         if kind == "memory":
             raise _TaskStopped("memory")
 
@@ -232,7 +237,9 @@ def _describe(error: BaseException) -> dict[str, Any]:
         message = "(its message cannot be shown)"
     kind = type(error)
     module = kind.__module__
-    name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+    )
     return {
         "type": name,
         "message": message[:_LONGEST_MESSAGE],

@@ -262,9 +262,9 @@ class _Forkserver:
     def _reap(self, task: _TaskProcess, code: int, used: resource.struct_rusage) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(task.pid, signal.SIGKILL)
-        with contextlib.suppress(OSError, ValueError):
-            with open(os.path.join(task.dir, "modules"), encoding="utf-8") as stream:
-                self.to_preload += json.load(stream)
+        modules = os.path.join(task.dir, "modules")
+        with contextlib.suppress(OSError, ValueError), open(modules, encoding="utf-8") as stream:
+            self.to_preload += json.load(stream)
         task.client.send(task.ended(code, used))
 
     def _end_if_unneeded(self) -> None:

@@ -155,7 +155,7 @@ atexit.register(shutdown)
 
 def _mtime_ns(entry: str) -> int:
     try:
-        return os.stat(entry).st_mtime_ns
+        return Path(entry).stat().st_mtime_ns
     except OSError:
         return 0
 

@@ -1,0 +1,327 @@
+"""``hepscale doctor``: what works on this machine, and what to do where something does not.
+
+Packages are looked up, not imported: the answer comes in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hepscale.config import load_settings
+from hepscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Check", "Status", "check_all", "memory_limit_bytes", "usable_cores"]
+
+Status = Literal["ok", "warn", "fail"]
+
+_GB = 1e9
+_LEAST_PYTHON = (3, 11)
+_LEAST_COFFEA = (2026, 9)
+_LEAST_SHM_MB = 64
+_CONDA = "conda install -c conda-forge"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report.
+
+    Attributes
+    ----------
+    name
+        What was looked at.
+    status
+        "ok", "warn" (HepScale works, something is missing or slow) or "fail" (it cannot work).
+    fact
+        What was found.
+    fix
+        A command to type, or a thing to change; empty where all is well.
+    """
+
+    name: str
+    status: Status
+    fact: str
+    fix: str = ""
+
+
+def check_all() -> list[Check]:
+    """Look at everything that HepScale needs or can use; raises nothing."""
+    return [
+        _check_python(),
+        _check_platform(),
+        _check_coffea(),
+        _check_cores(),
+        _check_memory(),
+        _check_shm(),
+        *_check_folders(),
+        _check_widgets(),
+        _check_terminal(),
+        Check("local engine", "ok", "worker processes on this machine"),
+        _check_workqueue(),
+        _check_ndcctools(),
+        _check_xrootd(),
+    ]
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may keep busy: its affinity and its cgroup's quota.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and ``sys`` are; for tests.
+    """
+    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 1.0
+    for folder in _cgroup_folders("cpu", root):
+        words = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+            cores = min(cores, int(words[0]) / int(words[1]))
+    return max(1, math.ceil(cores))
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Return how much memory this process may use: the machine's, or less where a cgroup says so.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and ``sys`` are; for tests.
+
+    Returns
+    -------
+    int
+        Bytes; 0 where it cannot be found out.
+    """
+    limits = [
+        int(line.split()[1]) * 1024
+        for line in _lines(root / "proc/meminfo")
+        if line.startswith("MemTotal:")
+    ]
+    for folder in _cgroup_folders("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            # "max" is no limit
+            limits += [int(word) for word in _words(folder / name) if word.isdigit()]
+    return min(limits, default=0)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return [word for line in _lines(path) for word in line.split()]
+
+
+def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the process's cgroup and those above it, of version 2 and of version 1."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            tops = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif controller in controllers.split(","):
+            tops = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller]
+        else:
+            continue
+        for top in tops:
+            here = top / path.strip("/")
+            yield here
+            # Inside a container the path may be the host's; then only the top exists.
+            while here != top:
+                here = here.parent
+                yield here
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def _check_python() -> Check:
+    fact = f"{platform.python_version()}, {sys.executable}"
+    if sys.version_info < _LEAST_PYTHON:
+        return Check("Python", "fail", fact, "install Python 3.11 or newer")
+    return Check("Python", "ok", fact)
+
+
+def _check_platform() -> Check:
+    fact = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.platform != "linux":
+        return Check("platform", "fail", f"{fact}; workers need Linux", "run HepScale on Linux")
+    return Check("platform", "ok", fact)
+
+
+def _check_coffea() -> Check:
+    least = ".".join(map(str, _LEAST_COFFEA))
+    fix = f"pip install 'coffea>={least}'  (or: {_CONDA} 'coffea>={least}')"
+    version = _version("coffea")
+    if not version:
+        return Check("coffea", "fail", "not installed", fix)
+    if _numbers(version) < _LEAST_COFFEA:
+        return Check("coffea", "fail", f"{version} is older than {least}", fix)
+    return Check("coffea", "ok", version)
+
+
+def _check_cores() -> Check:
+    usable, installed = usable_cores(), os.cpu_count() or 1
+    fact = f"{usable} usable" + (f" of {installed}" if installed != usable else "")
+    return Check("cores", "ok", fact)
+
+
+def _check_memory() -> Check:
+    limit = memory_limit_bytes()
+    if not limit:
+        return Check("memory", "warn", "unknown: /proc/meminfo cannot be read", "mount /proc")
+    cores = usable_cores()
+    fact = f"{limit / _GB:.1f} GB, {limit / _GB / cores:.1f} GB a core"
+    if limit / cores < _GB:
+        fitting = max(1, int(limit / _GB))
+        return Check(
+            "memory",
+            "warn",
+            f"{fact}; a worker with coffea needs about 1 GB",
+            f"use fewer workers: HepScaleExecutor(cores={fitting})",
+        )
+    return Check("memory", "ok", fact)
+
+
+def _check_shm() -> Check:
+    folder = Path("/dev/shm")  # noqa: S108
+    problem = _write_problem(folder)
+    fix = f"mount -t tmpfs tmpfs {folder}  (docker: run with --shm-size=1g)"
+    if problem:
+        return Check(str(folder), "warn", problem, fix)
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if free_mb < _LEAST_SHM_MB:
+        return Check(str(folder), "warn", f"only {free_mb:.0f} MB free", fix)
+    return Check(str(folder), "ok", f"{free_mb / 1e3:.1f} GB free")
+
+
+def _check_folders() -> list[Check]:
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        return [Check("settings", "fail", f"{error.fact} {error.cause}", error.fix)]
+    return [
+        _check_folder("scratch folder", settings.scratch_dir, "HEPSCALE_SCRATCH_DIR", 1.0),
+        _check_folder("run folder", settings.run_dir, "HEPSCALE_RUN_DIR", 0.2),
+        _check_folder("cache folder", settings.cache_dir, "HEPSCALE_CACHE_DIR", 0.2),
+    ]
+
+
+def _check_folder(name: str, folder: Path, variable: str, least_gb: float) -> Check:
+    """Check a folder that is made when it is needed: the nearest one above it that exists."""
+    fix = f"export {variable}=FOLDER, with a folder that you can write to"
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    problem = _write_problem(existing)
+    if problem:
+        where = "" if existing == folder.absolute() else f" ({existing})"
+        return Check(name, "fail", f"{folder}: {problem}{where}", fix)
+    free_gb = shutil.disk_usage(existing).free / _GB
+    fact = f"{folder}, {free_gb:.1f} GB free"
+    if free_gb < least_gb:
+        return Check(name, "warn", fact, f"free {least_gb:g} GB there, or {fix}")
+    return Check(name, "ok", fact)
+
+
+def _write_problem(folder: Path) -> str:
+    """Return why no file can be written in `folder`; empty if one can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
+
+
+def _check_widgets() -> Check:
+    names = ("ipywidgets", "anywidget", "jupyterlab_widgets")
+    versions = {name: _version(name) for name in names}
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        line = f"pip install {' '.join(missing)}  (or: {_CONDA} {' '.join(missing)})"
+        fact = f"{', '.join(missing)} not installed; notebooks show progress as plain text"
+        return Check("widgets", "warn", fact, line)
+    return Check("widgets", "ok", ", ".join(f"{n} {version}" for n, version in versions.items()))
+
+
+def _check_terminal() -> Check:
+    if not sys.stderr.isatty():
+        return Check("terminal", "ok", "none here; progress is printed as plain lines")
+    name = os.environ.get("TERM", "")
+    size = shutil.get_terminal_size()
+    fact = f"{size.columns} columns, {size.lines} lines, TERM={name or 'not set'}"
+    if name in ("", "dumb"):
+        return Check("terminal", "warn", f"{fact}: plain lines only", "export TERM=xterm-256color")
+    return Check("terminal", "ok", fact)
+
+
+def _check_workqueue() -> Check:
+    name, program = "Work Queue", "work_queue_worker"
+    path = shutil.which(program)
+    if path is None:
+        return Check(
+            name,
+            "warn",
+            f"{program} is not on PATH; needed for clusters only",
+            f"{_CONDA} ndcctools  (or, without its manager: apt install coop-computing-tools)",
+        )
+    try:
+        said = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=5, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check(name, "warn", f"{path} does not run: {error}", f"{_CONDA} ndcctools")
+    version = re.search(r"\d+(\.\d+)+", said)
+    return Check(name, "ok", f"{path}, version {version.group() if version else 'unknown'}")
+
+
+def _check_ndcctools() -> Check:
+    name = "ndcctools"
+    if find_spec("ndcctools") is None:
+        fact = "not installed; needed for clusters only"
+        return Check(
+            name, "warn", fact, f"{_CONDA} ndcctools  (not pip: what PyPI has is unrelated)"
+        )
+    return Check(name, "ok", _version("ndcctools") or "found")
+
+
+def _check_xrootd() -> Check:
+    missing = [name for name in ("XRootD", "fsspec_xrootd") if find_spec(name) is None]
+    if missing:
+        return Check(
+            "XRootD",
+            "warn",
+            f"{' and '.join(missing)} not installed; root:// files cannot be read",
+            f"{_CONDA} xrootd fsspec-xrootd  (or: pip install xrootd fsspec-xrootd)",
+        )
+    return Check("XRootD", "ok", f"bindings {_version('xrootd') or 'found'}")

@@ -1,0 +1,388 @@
+"""Local code: what an analysis imports that no package manager has installed.
+
+Modules beside a notebook, folders on ``PYTHONPATH`` and editable installs are found without being
+imported, followed through their imports, copied for the workers and digested by content.
+"""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import CodeType
+from typing import TYPE_CHECKING
+
+from hepscale.errors import PayloadError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from importlib.machinery import ModuleSpec
+
+__all__ = ["LocalModule", "closure", "digest", "find_local", "is_installed", "snapshot"]
+
+_MOST_BYTES = 100_000_000
+_BLOCK_BYTES = 1 << 20
+_SKIPPED_FOLDERS = frozenset(
+    {".git", ".hg", ".svn", ".ipynb_checkpoints", ".venv", "venv", "node_modules", "__pycache__"}
+    | {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".nox", ".pixi"}
+)
+_SKIPPED_SUFFIXES = (".pyc", ".pyo")
+_IMPORTERS = frozenset({"import_module", "__import__"})
+_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModule:
+    """A top-level module or package whose code is local.
+
+    Attributes
+    ----------
+    name
+        The name that it is imported by.
+    files
+        Pairs of the path below the snapshot's root (with ``/``) and the absolute source path,
+        sorted.
+    """
+
+    name: str
+    files: tuple[tuple[str, str], ...]
+
+
+def is_installed(path: str) -> bool:
+    """Return whether the file or folder `path` belongs to the environment.
+
+    True for the standard library, anything in a ``site-packages`` or ``dist-packages`` folder,
+    built-in and frozen modules and everything under ``/cvmfs``. A package folder that is only
+    linked into ``site-packages`` is local.
+    """
+    if path in {"built-in", "frozen"} or path.startswith("<"):
+        return True
+    given = Path(path).absolute()
+    # Only folders are resolved: some installers fill site-packages with links to single files.
+    real = given.resolve() if given.is_dir() else given.parent.resolve() / given.name
+    if any(place.is_relative_to("/cvmfs") for place in (given, real)):
+        return True
+    if not {"site-packages", "dist-packages"}.isdisjoint(real.parts):
+        return True
+    return any(real.is_relative_to(folder) for folder in _standard_library())
+
+
+@lru_cache(maxsize=1)
+def _standard_library() -> frozenset[Path]:
+    folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    return frozenset(Path(folder).resolve() for folder in folders)
+
+
+def find_local(name: str) -> LocalModule | None:
+    """Find the local code of a top-level module, without importing it.
+
+    Parameters
+    ----------
+    name
+        The module's name; of a dotted name only the first part counts.
+
+    Returns
+    -------
+    LocalModule or None
+        None where the module is installed, built in, ``__main__``, made in memory or not there.
+
+    Raises
+    ------
+    PayloadError
+        A folder cannot be listed, or the module's files exceed 100 MB.
+    """
+    name = name.partition(".")[0]
+    if not name or name in {"__main__", "__mp_main__"}:
+        return None
+    origin, folders = _locate(name)
+    if origin and (is_installed(origin) or not Path(origin).is_file()):
+        return None
+    files: dict[str, str] = {}
+    if origin and folders:
+        files.update(_tree(Path(origin).absolute().parent, name))
+    elif origin:
+        suffix = Path(origin).name.partition(".")[2]
+        files[f"{name}.{suffix}"] = str(Path(origin).absolute())
+    else:
+        for folder in folders:
+            if Path(folder).is_dir() and not is_installed(folder):
+                found = _tree(Path(folder).absolute(), name)
+                files = {below: path for below, path in found if below.endswith(".py")} | files
+    _refuse_large(name, files)
+    return LocalModule(name, tuple(sorted(files.items()))) if files else None
+
+
+def _locate(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the file of a module ("" for a namespace package) and a package's folders."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    if module is not None and spec is None:
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str):
+            return file, tuple(getattr(module, "__path__", ()))
+    if spec is None:
+        spec = _find_spec(name, in_memory=module is not None)
+    if spec is None:
+        return "", ()
+    try:
+        folders = tuple(spec.submodule_search_locations or ())
+    except (KeyError, ImportError):
+        # A namespace package computes its folders anew, which fails while sys.path is in flux.
+        folders = ()
+    origin = spec.origin if isinstance(spec.origin, str) and spec.has_location else ""
+    return origin, folders
+
+
+def _find_spec(name: str, *, in_memory: bool) -> ModuleSpec | None:
+    try:
+        if in_memory:
+            return PathFinder.find_spec(name)
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def _tree(
+    folder: Path, prefix: str, above: frozenset[Path] = frozenset()
+) -> Iterator[tuple[str, str]]:
+    """Yield the files of a folder, through links, but never round a loop of them."""
+    real = folder.resolve()
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            path, below = folder / entry.name, f"{prefix}/{entry.name}"
+            if entry.is_dir():
+                if entry.name not in _SKIPPED_FOLDERS and not _is_environment(path):
+                    yield from _tree(path, below, above | {real})
+            elif entry.is_file() and not entry.name.endswith(_SKIPPED_SUFFIXES):
+                yield below, str(path)
+    except OSError as error:
+        raise _unreadable(str(folder), error) from error
+
+
+def _is_environment(folder: Path) -> bool:
+    return (folder / "pyvenv.cfg").exists() or (folder / "conda-meta").exists()
+
+
+def _refuse_large(name: str, files: dict[str, str]) -> None:
+    sizes: dict[str, int] = {}
+    for path in files.values():
+        try:
+            sizes[path] = Path(path).stat().st_size
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    total = sum(sizes.values())
+    if total > _MOST_BYTES:
+        largest = sorted(sizes, key=lambda path: (-sizes[path], path))
+        raise PayloadError(
+            f"The local module {name} holds {total / 1e6:.0f} MB in {len(files)} files, which is "
+            f"more than the {_MOST_BYTES / 1e6:.0f} MB that are sent to workers as code.",
+            items=[f"{sizes[path] / 1e6:.1f} MB  {path}" for path in largest],
+            cause="data or outputs lie in the package's folder, which is sent whole",
+            fix="move the largest files out of it and open them by a path or URL that workers see",
+        )
+
+
+def closure(names: Iterable[str], codes: Iterable[CodeType] = ()) -> tuple[LocalModule, ...]:
+    """Find all local modules that are reachable through imports.
+
+    Imports anywhere in the sources count, guarded ones and those inside functions too, and so do
+    ``importlib.import_module("x")`` and ``__import__("x")``. A source file that does not compile
+    is taken along, its imports are not followed.
+
+    Parameters
+    ----------
+    names
+        Names of modules to begin with; those that are not local are passed over.
+    codes
+        Code objects to begin with: the functions that are pickled by value.
+
+    Returns
+    -------
+    tuple of LocalModule
+        Sorted by name.
+
+    Raises
+    ------
+    PayloadError
+        A local file cannot be read, or a module's files exceed 100 MB.
+    """
+    waiting = deque(name.partition(".")[0] for name in names)
+    for code in codes:
+        waiting.extend(_imported(code))
+    seen: set[str] = set()
+    found: list[LocalModule] = []
+    while waiting:
+        name = waiting.popleft()
+        if name in seen:
+            continue
+        seen.add(name)
+        module = find_local(name)
+        if module is None:
+            continue
+        found.append(module)
+        for _, path in module.files:
+            if path.endswith(".py"):
+                waiting.extend(_imported_by_file(path))
+    return tuple(sorted(found, key=lambda module: module.name))
+
+
+def _imported_by_file(path: str) -> frozenset[str]:
+    try:
+        status = Path(path).stat()
+        return _imported_by_version(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+@lru_cache(maxsize=4096)
+def _imported_by_version(path: str, _mtime_ns: int, _size: int) -> frozenset[str]:
+    source = Path(path).read_bytes()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = compile(source, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    return frozenset(_imported(code))
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """Yield the top-level names that a code object and the ones nested in it import."""
+    waiting = [code]
+    while waiting:
+        code = waiting.pop()
+        waiting.extend(const for const in code.co_consts if isinstance(const, CodeType))
+        if _IMPORT_NAME in code.co_code[::2] or not _IMPORTERS.isdisjoint(code.co_names):
+            yield from _imported_here(code)
+
+
+def _imported_here(code: CodeType) -> Iterator[str]:
+    skipped = {"CACHE", "EXTENDED_ARG", "PUSH_NULL"}
+    steps = [step for step in dis.get_instructions(code) if step.opname not in skipped]
+    for before, step in enumerate(steps, start=-2):
+        if step.opname == "IMPORT_NAME":
+            # The level of a relative import is pushed first, then the names, then it is imported.
+            if steps[before].argval == 0:
+                yield step.argval.partition(".")[0]
+        elif step.argval in _IMPORTERS and before + 3 < len(steps):
+            given = steps[before + 3].argval
+            if steps[before + 3].opname == "LOAD_CONST" and isinstance(given, str):
+                yield given.partition(".")[0]
+
+
+def digest(modules: Iterable[LocalModule]) -> str:
+    """Return the digest of the modules' relative names and contents, as 64 hex digits.
+
+    Raises
+    ------
+    PayloadError
+        A file cannot be read.
+    """
+    return _combined((below, _read(path, None)) for below, path in _files(modules))
+
+
+def snapshot(modules: Iterable[LocalModule], target: Path) -> str:
+    """Copy the modules into the folder `target`, which is to go first on ``sys.path``.
+
+    Parameters
+    ----------
+    modules
+        What to copy. Links are replaced by what they lead to.
+    target
+        An empty folder; it is made where it is missing.
+
+    Returns
+    -------
+    str
+        The digest of the bytes that were copied: equal to :func:`digest` of the same modules
+        unless a file has changed between the two.
+
+    Raises
+    ------
+    PayloadError
+        A source file cannot be read.
+    RunDirectoryError
+        `target` cannot be written.
+    """
+
+    def copies() -> Iterator[tuple[str, bytes]]:
+        for below, path in _files(modules):
+            yield below, _read(path, target / below)
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return _combined(copies())
+    except OSError as error:
+        raise RunDirectoryError(
+            f"The copy of the local modules cannot be written: {error.strerror or error}.",
+            items=[str(error.filename or target)],
+            cause="the folder is read-only or its disk is full",
+            fix=f"df -h {target}",
+        ) from error
+
+
+def _files(modules: Iterable[LocalModule]) -> list[tuple[str, str]]:
+    return sorted({pair for module in modules for pair in module.files})
+
+
+def _read(path: str, copy: Path | None) -> bytes:
+    """Return the digest of a file, and write its bytes to `copy` on the way."""
+    content = hashlib.sha256()
+    if copy is None:
+        for block in _blocks(path):
+            content.update(block)
+        return content.digest()
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with copy.open("wb") as out:
+        for block in _blocks(path):
+            content.update(block)
+            out.write(block)
+    return content.digest()
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    # Only the reads are inside "try": an error of a writer must not be taken for one of ours.
+    try:
+        source = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with source:
+        while True:
+            try:
+                block = source.read(_BLOCK_BYTES)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            if not block:
+                return
+            yield block
+
+
+def _combined(contents: Iterable[tuple[str, bytes]]) -> str:
+    total = hashlib.sha256()
+    for below, content in contents:
+        name = below.encode("utf-8", "surrogateescape")
+        total.update(b"%d:%b" % (len(name), name))
+        total.update(content)
+    return total.hexdigest()
+
+
+def _unreadable(path: str, error: OSError) -> PayloadError:
+    return PayloadError(
+        f"A local module cannot be read: {error.strerror or error}.",
+        items=[path],
+        cause="the file's permissions, or it was moved while the run began",
+        fix=f"ls -l {path}, then run again",
+    )

@@ -1,0 +1,74 @@
+"""What a run is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from hepscale.executor.task import Chunk, ChunkFailure, InputFile, Resources, RunStatus
+
+__all__ = ["Job", "Outcome", "StopRequest"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run, and how its chunks are handled.
+
+    Attributes
+    ----------
+    run_id, desc, unit
+        What it is called.
+    payload, code
+        Files that every task reads, see :class:`hepscale.executor.task.Task`.
+    sources
+        From the files below `code` to the user's own.
+    merge
+        ``merge(outputs, into=None)``: adds outputs up, into the given one where there is one.
+    dumps
+        Pickles the chunks of a task.
+    split
+        Returns the two halves of a chunk, or None where it cannot be split.
+    inputs
+        The files that a chunk reads by a relative name.
+    wraps
+        Says of an exception's type and message that it only wraps its cause.
+    resources, retries, compression
+        For each task.
+    """
+
+    run_id: str
+    desc: str
+    unit: str
+    payload: Path
+    code: Path | None
+    sources: Mapping[str, str]
+    merge: Callable[..., Any]
+    dumps: Callable[[object], bytes]
+    split: Callable[[Chunk], tuple[Chunk, Chunk] | None]
+    inputs: Callable[[Chunk], Iterable[InputFile]]
+    wraps: Callable[[str, str], bool]
+    resources: Resources
+    retries: int
+    compression: int
+
+
+@dataclass
+class StopRequest:
+    """Set from a signal handler or a button: hand out no more work, keep what has arrived."""
+
+    requested: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its merged output (None: nothing was merged) and what failed."""
+
+    status: RunStatus
+    output: Any
+    failed: tuple[ChunkFailure, ...]
+    counted: int
+    total: int

@@ -1,0 +1,76 @@
+"""The merged output of a run, kept whole whatever happens while it grows."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from hepscale.worker.frames import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hepscale.executor.journal import Journal
+    from hepscale.worker.frames import Frame
+
+__all__ = ["Output"]
+
+log = logging.getLogger(__name__)
+
+
+class Output:
+    """Adds up frames; each goes into the journal once it is merged.
+
+    Outputs are merged in place, which is fast but leaves a damaged value behind when it fails
+    halfway. The value is then made again from what was kept of it, and from there on merging
+    makes a new object each time.
+    """
+
+    def __init__(self, merge: Callable[..., Any], journal: Journal | None) -> None:
+        self.value: Any = None
+        self._merge = merge
+        self._journal = journal
+        self._in_place = True
+
+    @property
+    def journal_failure(self) -> str:
+        """Why the journal cannot be written any more, or an empty string."""
+        return self._journal.failed if self._journal is not None else ""
+
+    def add(self, frame: Frame) -> Exception | None:
+        """Merge a frame; return why it cannot be merged, in which case it leaves no trace."""
+        payload = frame.payload
+        if payload:
+            try:
+                self._add_value(pickle.loads(payload))
+            except Exception as error:
+                if self._in_place:
+                    self._in_place = False
+                    self._make_again()
+                return error
+        if self._journal is not None:
+            self._journal.append(frame)
+        return None
+
+    def note_split(self, key: str, parts: Sequence[str]) -> None:
+        """Journal that a chunk was split."""
+        if self._journal is not None:
+            self._journal.append_split(key, parts)
+
+    def _add_value(self, value: Any) -> None:
+        if self.value is None:
+            self.value = value
+        elif self._in_place:
+            self.value = self._merge([value], self.value)
+        else:
+            self.value = self._merge([self.value, value])
+
+    def _make_again(self) -> None:
+        self.value = None
+        if self._journal is None or self._journal.failed:
+            log.error("without a journal the output before the failed merge is lost")
+            return
+        for frame in self._journal.frames():
+            if frame.kind is Kind.OUTPUT and (payload := frame.payload):
+                self._add_value(pickle.loads(payload))

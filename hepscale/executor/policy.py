@@ -1,0 +1,151 @@
+"""Decisions of the run loop, as pure functions: how large a task, whether again, when to stop.
+
+Times are seconds. The weight of a chunk is its number of entries, or 1 where it has none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from hepscale.executor.task import Chunk, ChunkFailure
+
+__all__ = [
+    "Pace",
+    "frame_interval_s",
+    "may_try_again",
+    "signature",
+    "stop_early",
+    "task_length",
+    "weight",
+]
+
+# a task lasts at least this long, and this many times what starting it costs
+LEAST_TASK_S = 0.4
+LEAST_TASK_OVERHEADS = 10
+# and at most this long: a slot that turns out to be slow holds up no more than this
+MOST_TASK_S = 60.0
+# what is left is handed out in this many rounds, so that slots of unequal speed end together
+ROUNDS = 2
+MOST_CHUNKS = 5_000
+# merging may take this share of the manager's time
+MERGE_SHARE = 0.25
+LEAST_FRAME_S, MOST_FRAME_S = 0.2, 60.0
+# so many chunks that fail in the same way, one after the other, end the run
+SAME_FAILURES = 4
+_FORGET = 0.3
+
+
+def weight(chunk: Chunk) -> int:
+    """Return what the chunk is expected to cost, in units of the pace."""
+    return max(chunk.entries, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What has been learnt while running.
+
+    Attributes
+    ----------
+    unit_s
+        Seconds for one unit of weight, None as long as nothing is known.
+    overhead_s
+        Seconds that a task costs besides its chunks.
+    merge_s
+        Seconds that the manager needs to take in one frame.
+    """
+
+    unit_s: float | None = None
+    overhead_s: float = 0.0
+    merge_s: float = 0.0
+
+    def after_chunks(self, spent_s: float, total_weight: int) -> Pace:
+        """Return the pace after chunks of this weight took `spent_s`."""
+        now_s = spent_s / total_weight
+        return replace(self, unit_s=now_s if self.unit_s is None else _mix(self.unit_s, now_s))
+
+    def after_task(self, overhead_s: float) -> Pace:
+        """Return the pace after a task that cost this much besides its chunks."""
+        now_s = max(overhead_s, 0.0)
+        return replace(self, overhead_s=_mix(self.overhead_s, now_s) if self.overhead_s else now_s)
+
+    def after_merge(self, merge_s: float) -> Pace:
+        """Return the pace after a frame took the manager this long."""
+        return replace(self, merge_s=_mix(self.merge_s, merge_s) if self.merge_s else merge_s)
+
+
+def _mix(old: float, new: float) -> float:
+    return (1 - _FORGET) * old + _FORGET * new
+
+
+def task_length(
+    weights: Sequence[int], waiting: int, total_weight: int, slots: int, pace: Pace
+) -> int:
+    """Return how many of the next chunks make the next task.
+
+    Parameters
+    ----------
+    weights
+        Of the first `MOST_CHUNKS` chunks that wait, in the order in which they are handed out.
+    waiting, total_weight
+        Number and weight of all chunks that wait.
+    slots
+        Number of slots that there are, busy ones included; at least 1.
+    pace
+        What has been learnt so far.
+
+    Returns
+    -------
+    int
+        At least 1, where a chunk waits. One chunk as long as nothing is known: the first partial
+        result comes soon, and the rate is learnt.
+    """
+    if pace.unit_s is None:
+        return min(1, waiting)
+    least_s = max(LEAST_TASK_S, LEAST_TASK_OVERHEADS * pace.overhead_s)
+    share_s = total_weight * pace.unit_s / slots
+    wanted_s = min(max(share_s / ROUNDS, least_s), max(share_s, 0.0), MOST_TASK_S)
+    most = min(MOST_CHUNKS, math.ceil(waiting / slots))
+    length, sum_s = 0, 0.0
+    for one in weights[:most]:
+        sum_s += one * pace.unit_s
+        # half a chunk too much is better than half a chunk too little
+        if length and sum_s - one * pace.unit_s / 2 > wanted_s:
+            break
+        length += 1
+    return length
+
+
+def frame_interval_s(slots: int, pace: Pace) -> float:
+    """Return the least time between two frames of a task, for merging to keep its share."""
+    return min(max(slots * pace.merge_s / MERGE_SHARE, LEAST_FRAME_S), MOST_FRAME_S)
+
+
+def may_try_again(attempts: int, retries: int) -> bool:
+    """Whether a chunk whose worker died `attempts` times is run again."""
+    return attempts <= retries
+
+
+def signature(failure: ChunkFailure) -> tuple[str, str]:
+    """Return what two failures have in common that failed in the same way."""
+    kind = type(failure.exceptions[-1]).__name__ if failure.exceptions else ""
+    return failure.kind, failure.where or kind or failure.reason
+
+
+def stop_early(failures: Sequence[ChunkFailure], files: int) -> bool:
+    """Whether to stop, after these failures in a row without a chunk that worked in between.
+
+    Several chunks of one bad file are no reason, as long as there are others.
+    """
+    last = failures[-SAME_FAILURES:]
+    if len(last) < SAME_FAILURES or len({signature(one) for one in last}) > 1:
+        return False
+    return files == 1 or _several(one.file for one in last)
+
+
+def _several(names: Iterable[str]) -> bool:
+    return len(set(names)) > 1

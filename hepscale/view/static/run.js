@@ -1,0 +1,90 @@
+// Draws one run from the trait `run`; the texts come ready from Python (view/widget.py).
+
+function element(tag, name, parent) {
+  const node = document.createElement(tag);
+  node.className = `hepscale-run-${name}`;
+  parent.append(node);
+  return node;
+}
+
+// Changing only what differs keeps a reader's selection and does not repeat itself to a screen reader.
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function setLines(list, lines) {
+  while (list.children.length > lines.length) list.lastChild.remove();
+  while (list.children.length < lines.length) list.append(document.createElement("li"));
+  lines.forEach((line, i) => setText(list.children[i], line));
+  list.hidden = lines.length === 0;
+}
+
+function setFacts(list, facts) {
+  while (list.children.length > facts.length) list.lastChild.remove();
+  while (list.children.length < facts.length) {
+    const pair = document.createElement("div");
+    pair.append(document.createElement("dt"), document.createElement("dd"));
+    list.append(pair);
+  }
+  facts.forEach(([name, value], i) => {
+    setText(list.children[i].children[0], name);
+    setText(list.children[i].children[1], value);
+  });
+}
+
+function build(el) {
+  const root = element("section", "root", el);
+  const head = element("div", "head", root);
+  const desc = element("span", "desc", head);
+  const chunks = element("span", "chunks", head);
+  const bar = element("div", "bar", root);
+  bar.setAttribute("role", "progressbar");
+  bar.setAttribute("aria-valuemin", "0");
+  bar.setAttribute("aria-valuemax", "100");
+  const fill = element("div", "fill", bar);
+  const facts = element("dl", "facts", root);
+  element("div", "histograms", root);
+  const failures = element("ul", "failures", root);
+  failures.setAttribute("aria-label", "Failed chunks");
+  failures.setAttribute("aria-live", "polite");
+  const notices = element("ul", "notices", root);
+  notices.setAttribute("aria-label", "Notices");
+  notices.setAttribute("aria-live", "polite");
+  return { root, desc, chunks, bar, fill, facts, failures, notices };
+}
+
+function draw(nodes, run) {
+  const percent = Number(run.percent) || 0;
+  nodes.root.setAttribute("aria-label", run.desc ?? "Run");
+  setText(nodes.desc, run.desc ?? "");
+  setText(nodes.chunks, `${run.chunks ?? ""} · ${Math.floor(percent)} %`);
+  nodes.bar.setAttribute("aria-label", `${run.desc ?? "Run"}, progress`);
+  nodes.bar.setAttribute("aria-valuenow", String(Math.round(percent)));
+  nodes.bar.setAttribute("aria-valuetext", run.chunks ?? "");
+  nodes.fill.style.width = `${percent}%`;
+  setFacts(nodes.facts, run.facts ?? []);
+  setLines(nodes.failures, run.failures ?? []);
+  setLines(nodes.notices, run.notices ?? []);
+  nodes.root.classList.toggle("hepscale-run-has-failures", (run.failures ?? []).length > 0);
+}
+
+function render({ model, el }) {
+  const nodes = build(el);
+  let frame = 0;
+  const drawNow = () => {
+    frame = 0;
+    draw(nodes, model.get("run") ?? {});
+  };
+  // One drawing a screen refresh, whatever the rate of the messages.
+  const drawSoon = () => {
+    frame ||= requestAnimationFrame(drawNow);
+  };
+  model.on("change:run", drawSoon);
+  drawNow();
+  return () => {
+    model.off("change:run", drawSoon);
+    cancelAnimationFrame(frame);
+  };
+}
+
+export default { render };

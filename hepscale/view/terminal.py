@@ -1,0 +1,228 @@
+"""A run on a terminal, with rich, and in a log, as plain lines; both on stderr.
+
+rich draws only when it is told to: it has no thread here.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hepscale.view.base import Throttle
+from hepscale.view.text import (
+    chunks_text,
+    duration_text,
+    events_text,
+    failed_text,
+    failure_lines,
+    final_text,
+    one_line,
+    progress_text,
+    rate_text,
+    remaining_text,
+    workers_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hepscale.view.state import RunState
+
+__all__ = ["LinesView", "TerminalView", "draw"]
+
+_TERMINAL_S = 0.2
+_LINES_S = 5.0
+_MOST_LINES = 5
+_WIDEST = 100
+_STYLES = {"done": "green", "failed": "red", "stopped": "yellow", "interrupted": "yellow"}
+
+
+def draw(state: RunState, width: int = _WIDEST) -> RenderableType:
+    """Return what a terminal shows of a run while it goes on.
+
+    Parameters
+    ----------
+    state
+        The run.
+    width
+        Columns of the terminal; more than 100 are not used.
+    """
+    desc = one_line(state.desc, 24) or "Run"
+    bar = ProgressBar(
+        total=1.0,
+        completed=state.fraction,
+        complete_style="red" if state.chunks_failed else "cyan",
+        finished_style="red" if state.chunks_failed else "green",
+        style="bright_black",
+    )
+    head = Table.grid(padding=(0, 2), expand=True)
+    head.add_column(no_wrap=True)
+    head.add_column(ratio=1)
+    head.add_column(justify="right", no_wrap=True)
+    head.add_column(justify="right", no_wrap=True)
+    head.add_row(
+        Text(desc, "bold"), bar, f"{math.floor(100 * state.fraction):3d} %", chunks_text(state)
+    )
+    room = min(width, _WIDEST) - len(desc) - 2
+    lines: list[RenderableType] = [*_facts(state, room)]
+    lines += [_line("x", text, "red") for text in failure_lines(state, _MOST_LINES)]
+    lines += [_line("!", one_line(text), "yellow") for text in state.notices[-_MOST_LINES:]]
+    body = Padding(Group(*lines), (0, 0, 0, len(desc) + 2))
+    shown = Table.grid(expand=False)
+    shown.add_column(width=min(width, _WIDEST))
+    shown.add_row(Group(head, body))
+    return shown
+
+
+def _facts(state: RunState, room: int) -> list[Text]:
+    progress = [
+        events_text(state),
+        rate_text(state),
+        f"{duration_text(state.elapsed_s)} elapsed",
+        remaining_text(state),
+    ]
+    workers = [workers_text(state), failed_text(state)]
+    lines = [Text(line, "dim") for line in (*_packed(progress, room), *_packed(workers, room))]
+    if state.chunks_failed:
+        lines[-1].highlight_regex(r"[\d,]+ failed", "not dim red")
+    return lines
+
+
+def _packed(parts: list[str], room: int) -> list[str]:
+    """Join the parts with commas into lines of `room` columns; a part stays on one line."""
+    lines: list[str] = []
+    for part in filter(None, parts):
+        if lines and len(lines[-1]) + len(part) + 2 < room:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def _line(mark: str, text: str, style: str) -> Text:
+    return Text(f"{mark} {text}", style, no_wrap=True, overflow="ellipsis")
+
+
+class TerminalView:
+    """A bar and the facts below it, redrawn in place; one line stays when the run has ended.
+
+    Parameters
+    ----------
+    console
+        Where to draw; by default stderr.
+    clock
+        Returns seconds; for tests.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console or Console(stderr=True, force_jupyter=False)
+        self._throttle = Throttle(_TERMINAL_S, clock)
+        self._live: Live | None = None
+
+    def update(self, state: RunState, *, force: bool = False) -> None:
+        """Draw at most five times a second."""
+        if force or self._throttle.due():
+            self._throttle.draw(lambda: self._draw(state))
+
+    def close(self, state: RunState) -> None:
+        """Replace the bar by one line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        style = _STYLES.get(state.status or "", "yellow")
+        what, _, rest = final_text(state).partition(":")
+        line = Text.assemble((what, f"bold {style}"), ":", rest)
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+    def _draw(self, state: RunState) -> None:
+        if self._live is None:
+            # What is printed to the same terminal then appears above the bar; what goes to a file
+            # is not touched.
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=sys.stderr.isatty(),
+            )
+            self._live.start()
+        self._live.update(draw(state, self._console.width), refresh=True)
+
+
+class LinesView:
+    """A line every five seconds if something has changed, one for each notice, one at the end.
+
+    Parameters
+    ----------
+    stream
+        Where to write; by default stderr as it is at the time of writing.
+    only_end
+        Write nothing but the last line.
+    clock
+        Returns seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        only_end: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._only_end = only_end
+        self._throttle = Throttle(_LINES_S, clock)
+        self._throttle.draw(lambda: None)
+        self._shown: tuple[int, ...] = ()
+        self._failures = 0
+        self._notices = 0
+
+    def update(self, state: RunState, *, force: bool = False) -> None:
+        """Write a line at most every five seconds, and only if something has changed."""
+        if self._only_end or not (force or self._throttle.due()):
+            return
+        self._throttle.draw(lambda: self._draw(state))
+
+    def close(self, state: RunState) -> None:
+        """Write how the run ended."""
+        if not self._only_end:
+            self._extras(state)
+        self._write([final_text(state)])
+
+    def _draw(self, state: RunState) -> None:
+        self._extras(state)
+        shown = (
+            state.chunks_done,
+            state.chunks_failed,
+            state.chunks_total,
+            state.slots,
+            state.tasks_retried,
+        )
+        if shown != self._shown:
+            self._shown = shown
+            self._write([progress_text(state)])
+
+    def _extras(self, state: RunState) -> None:
+        lines = [f"  note: {one_line(text)}" for text in state.notices[self._notices :]]
+        self._notices = len(state.notices)
+        failures = failure_lines(state, _MOST_LINES)[:_MOST_LINES]
+        lines += [f"  failed: {text}" for text in failures[self._failures :]]
+        self._failures = len(failures)
+        self._write(lines)
+
+    def _write(self, lines: list[str]) -> None:
+        if lines:
+            stream = self._stream or sys.stderr
+            stream.write("".join(f"{line}\n" for line in lines))
+            stream.flush()

@@ -1,0 +1,146 @@
+"""A run in a notebook: one widget while it goes on, one text when it has ended.
+
+The widget has one trait, ``run``: a small dict with texts that are ready to be shown, sent as one
+message at most ten times a second from the thread that runs the cell. There is no thread of ours.
+
+Live histograms get their place here: a second trait with the bins (one ``Bytes``, little-endian
+float32), set together with ``run`` under ``hold_sync``; the element with the class
+``hepscale-run-histograms`` in ``static/run.js``; and ``image/png`` in :func:`final_bundle`.
+
+A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
+times, rates and ids, which is the same when the notebook is executed again.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+from IPython.display import display
+
+from hepscale.view.base import Throttle
+from hepscale.view.text import (
+    chunks_text,
+    count_text,
+    duration_text,
+    failed_text,
+    failure_lines,
+    one_line,
+    rate_text,
+    remaining_text,
+    summary_text,
+    workers_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hepscale.view.state import RunState
+
+__all__ = ["RunWidget", "StaticView", "WidgetView", "final_bundle", "payload"]
+
+_WIDGET_S = 0.1
+_MOST_NOTICES = 5
+_VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
+_STATIC = files("hepscale.view") / "static"
+# IPython's display functions have no types.
+_display: Callable[..., Any] = display
+
+
+def payload(state: RunState) -> dict[str, Any]:
+    """Return what the widget shows: short texts, and the progress in per cent (0 to 100)."""
+    total = f" of {count_text(state.entries_total)}" if state.counts_entries else ""
+    events = count_text(state.entries_done) + total
+    facts = [
+        ("Events", events if state.counts_entries or state.entries_done else ""),
+        ("Rate", rate_text(state)),
+        ("Workers", workers_text(state)),
+        ("Failures", failed_text(state)),
+        ("Elapsed", duration_text(state.elapsed_s)),
+        ("Remaining", remaining_text(state).removesuffix(" left")),
+    ]
+    return {
+        "desc": one_line(state.desc, 60) or "Run",
+        "percent": round(100 * state.fraction, 1),
+        "chunks": chunks_text(state),
+        "facts": [[name, value] for name, value in facts if value],
+        "failures": failure_lines(state),
+        "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
+    }
+
+
+def final_bundle(state: RunState) -> dict[str, Any]:
+    """Return what stays in the notebook, by media type; empty where there is nothing to say.
+
+    Preprocessing (chunks that are files) is worth a line only if it went wrong.
+    """
+    went_well = not state.chunks_failed and state.status == "done"
+    if state.unit == "file" and went_well:
+        return {}
+    return {"text/plain": summary_text(state)}
+
+
+class RunWidget(anywidget.AnyWidget):
+    """The widget of one run; the trait ``run`` is what :func:`payload` returns."""
+
+    _esm = (_STATIC / "run.js").read_text(encoding="utf-8")
+    _css = (_STATIC / "run.css").read_text(encoding="utf-8")
+    run = traitlets.Dict().tag(sync=True)
+
+
+class WidgetView:
+    """One live widget, replaced by the final bundle at the end.
+
+    Parameters
+    ----------
+    clock
+        Returns seconds; for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._throttle = Throttle(_WIDGET_S, clock)
+        self._widget: RunWidget | None = None
+        self._handle: Any = None
+
+    def update(self, state: RunState, *, force: bool = False) -> None:
+        """Draw at most ten times a second; the first call shows the widget."""
+        if force or self._throttle.due():
+            self._throttle.draw(lambda: self._draw(state))
+
+    def close(self, state: RunState) -> None:
+        """Put the final bundle where the widget was, and close the widget."""
+        bundle = final_bundle(state)
+        if self._handle is not None:
+            self._handle.update(bundle, raw=True)
+        elif bundle:
+            _display(bundle, raw=True)
+        if self._widget is not None:
+            self._widget.layout.close()
+            self._widget.close()
+        self._handle = self._widget = None
+
+    def _draw(self, state: RunState) -> None:
+        if self._widget is not None:
+            self._widget.run = payload(state)
+            return
+        self._widget = RunWidget(run=payload(state))
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        # Our own text: that of the widget holds an address, which differs each time.
+        shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
+        self._handle = _display(shown, raw=True, display_id=True)
+
+
+class StaticView:
+    """Nothing while the run goes on; the final bundle once at its end."""
+
+    def update(self, state: RunState, *, force: bool = False) -> None:
+        """Do nothing."""
+
+    def close(self, state: RunState) -> None:
+        """Display the final bundle, if there is anything to say."""
+        bundle = final_bundle(state)
+        if bundle:
+            _display(bundle, raw=True)
