@@ -147,19 +147,17 @@ def run_demo(
     if executor is None:
         from hepscale.executor.coffea import HepScaleExecutor
 
-        executor = HepScaleExecutor() if cores is None else HepScaleExecutor(cores=cores)
+        executor = HepScaleExecutor(cores=cores)
     began = time.perf_counter()
     runner = processor.Runner(executor=executor, schema=NanoAODSchema, chunksize=_CHUNKSIZE)
     output = runner(fileset, processor_instance=ZMuMuProcessor(), treename="Events")
     wall_s = time.perf_counter() - began
 
+    console.print()
     console.print(_cut_flow(output["cutflow"]))
     _print_mass(console, output["mass"])
     picture = folder / _PICTURE
-    try:
-        draw_mass(output["mass"], picture, f"{events:,} generated events")
-    except OSError as error:
-        raise _no_picture(picture, error) from error
+    draw_mass(output["mass"], picture, f"{events:,} generated events")
     console.print(
         f"{events:,} events in {wall_s:.1f} s, with the start of the workers: "
         f"{events / wall_s:,.0f} events/s",
@@ -180,6 +178,11 @@ def draw_mass(mass: hist.Hist[Any], path: str | os.PathLike[str], caption: str =
         The file; it is replaced.
     caption
         A few words for the upper right corner.
+
+    Raises
+    ------
+    RunDirectoryError
+        If the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -221,7 +224,10 @@ def draw_mass(mass: hist.Hist[Any], path: str | os.PathLike[str], caption: str =
     axes.legend(frameon=False, fontsize=13, loc="upper left")
     axes.set_title("HepScale demo", loc="left", fontweight="bold", fontsize=15)
     axes.set_title(caption, loc="right", fontsize=12)
-    figure.savefig(path, format="png")
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise _no_picture(Path(path), error) from error
 
 
 def _book(axis: Any) -> hist.Hist[Any]:

@@ -149,6 +149,7 @@ def run_notebook(
         progress=progress,
         kernel_name=kernel,
         timeout=timeout_s,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(path.absolute().parent)}},
     )
     # Nobody watches the notebook, so a run in it shows its progress as lines that are passed on.
@@ -228,7 +229,7 @@ class _Client(NotebookClient):
         tags = cell.metadata.get("tags", [])
         if self.interrupted or "raises-exception" in tags:
             return
-        self.say(Rule(f"{self.here} failed", style="red", align="left"))
+        self.say(Rule(Text(f"{self.here} failed", "bold"), style="red", align="left"))
         self.say(Syntax(cell.source, "python", line_numbers=True, background_color="default"))
         self.say(Rule(style="red"))
         self.say(Text.from_ansi("\n".join(execute_reply["content"].get("traceback", []))))

@@ -19,7 +19,7 @@ from coffea.processor.executor import ExecutorBase, FileMeta, WorkItem
 from hepscale.config import Settings, load_settings
 from hepscale.env import local
 from hepscale.errors import ConfigError
-from hepscale.executor import advice, journal, payload, session
+from hepscale.executor import advice, journal, payload, session, unpickle
 from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.job import Job, Outcome
@@ -247,7 +247,7 @@ def _readable(function: Any) -> Any:
     keywords = dict(function.keywords)
     packed = keywords.get("processor_instance")
     if isinstance(packed, bytes):
-        keywords["processor_instance"] = cloudpickle.loads(lz4.frame.decompress(packed))
+        keywords["processor_instance"] = unpickle.loads(lz4.frame.decompress(packed))
     return partial(function.func, *map(_readable, function.args), **keywords)
 
 
@@ -268,7 +268,7 @@ def _identify(item: Any) -> tuple[Any, tuple[Any, ...]]:
     if isinstance(item, WorkItem):
         start, stop = int(item.entrystart), int(item.entrystop)
         preload = None if item.preload is None else sorted(item.preload)
-        identity = (
+        identity: tuple[Any, ...] = (
             "chunk",
             item.dataset,
             item.filename,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import linecache
-import pickle
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.env.local import is_installed
+from hepscale.executor import unpickle
 from hepscale.executor.task import Chunk, ChunkFailure, FailureKind
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def _load(payload: bytes) -> tuple[BaseException, ...]:
     if not payload:
         return ()
     found: list[BaseException] = []
-    for data in pickle.loads(payload):
+    for data in unpickle.loads(payload):
         if data is not None:
             with suppress(Exception):
-                found.append(pickle.loads(data))
+                found.append(unpickle.loads(data))
     for error, cause in itertools.pairwise(found):
         error.__cause__ = cause
     return tuple(found)
@@ -109,7 +109,7 @@ def _user_line(told: list[dict[str, Any]]) -> str:
 
 def _shown(file: str) -> str:
     """Return how a source file is called: a notebook's cell by its number."""
-    ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    ipython: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     with suppress(Exception):
         label, name = ipython.compile.format_code_name(file)
         return f"{label} {name}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from typing import TYPE_CHECKING, Any
 
+from hepscale.executor import unpickle
 from hepscale.worker.frames import Kind
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Output:
         payload = frame.payload
         if payload:
             try:
-                self._add_value(pickle.loads(payload))
+                self._add_value(unpickle.loads(payload))
             except Exception as error:
                 if self._in_place:
                     self._in_place = False
@@ -73,4 +73,4 @@ class Output:
             return
         for frame in self._journal.frames():
             if frame.kind is Kind.OUTPUT and (payload := frame.payload):
-                self._add_value(pickle.loads(payload))
+                self._add_value(unpickle.loads(payload))

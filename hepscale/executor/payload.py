@@ -1,13 +1,14 @@
 """What a run sends: the pickled function and merge, and digests that say whether two are equal.
 
-cloudpickle's bytes differ from one process to the next (random class ids, file names and line
-numbers of a kernel's cells, the order of sets, strings that happen to be one object), so they
-cannot tell whether a function is still the same. A :func:`fingerprint` walks the same graph
-through the same reducers and leaves all of that out.
+cloudpickle's bytes differ from one process to the next: random class ids, file names and lines of
+a kernel's cells, the order of sets, strings that happen to be one object. A :func:`fingerprint`
+walks the same graph through the same reducers and leaves all of that out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import hashlib
 import io
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Fingerprint", "chunk_key", "dump_payload", "fingerprint"]
 
 _PROTOCOL = 5
-_DIGEST_BYTES = 16
-_MOST_PROBES = 2000
+_MOST_PARTS = 1000
+_MOST_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,9 @@ class Fingerprint:
 def fingerprint(obj: object) -> Fingerprint:
     """Digest what would be pickled for `obj`, free of anything that differs between processes.
 
-    File names, line numbers and comments of functions pickled by value do not count; their
-    bytecode, constants, names, defaults, closures, the globals that they use and the classes that
-    they belong to do. Functions and classes of importable modules count by name only: their code
-    is for :func:`hepscale.env.local.closure` to find, from ``modules`` and ``codes``.
+    Of what is pickled by value the file names, line numbers and comments do not count, all else
+    does. Functions and classes of importable modules count by name only: their code is for
+    :func:`hepscale.env.local.closure` to find, from ``modules`` and ``codes``.
 
     Raises
     ------
@@ -86,9 +86,8 @@ def chunk_key(function_digest: str, identity: object, duplicate: int = 0) -> Chu
     function_digest
         Covers the function and the local code that it refers to.
     identity
-        What tells the chunk from others: plain data (str, int, bytes, None, tuples, dicts), or
-        anything that pickles. The order of dicts does not count: coffea builds the user metadata
-        of a chunk from a set.
+        What tells the chunk from others: plain data, or anything that pickles. The order of dicts
+        does not count: coffea builds the user metadata of a chunk from a set.
     duplicate
         How many equal chunks come before it in the run.
 
@@ -106,19 +105,9 @@ def chunk_key(function_digest: str, identity: object, duplicate: int = 0) -> Chu
 
 
 def dump_payload(function: Callable[..., Any], merge: Callable[..., Any]) -> bytes:
-    """Pickle what all tasks of a run share, for a worker to load with ``pickle.loads``.
+    """Pickle a run's function (of a chunk's item) and merge (of two outputs) for its workers.
 
-    Parameters
-    ----------
-    function
-        Called with each chunk's item.
-    merge
-        Adds two outputs.
-
-    Returns
-    -------
-    bytes
-        A pickled dict of "function", "merge" and "dumps", which pickles outputs.
+    ``pickle.loads`` gives a dict of "function", "merge" and "dumps", which pickles outputs.
 
     Raises
     ------
@@ -129,13 +118,10 @@ def dump_payload(function: Callable[..., Any], merge: Callable[..., Any]) -> byt
     try:
         return _dumps(payload)
     except Exception as error:
-        culprit = merge if _pickles(function) else function
-        raise _unpicklable(culprit, error) from error
+        raise _unpicklable(merge if _pickles(function) else function, error) from error
 
 
-# -- what cloudpickle does not pickle, or not so that a worker can load it ------------------------
-
-
+# cloudpickle fails on the first of these, and sends a mere name in __main__ for the second.
 def _reduce_cached_property(obj: functools.cached_property[Any]) -> tuple[Any, ...]:
     # Before Python 3.12 it holds a lock, which its constructor makes anew.
     state = {name: value for name, value in vars(obj).items() if name != "lock"}
@@ -143,38 +129,30 @@ def _reduce_cached_property(obj: functools.cached_property[Any]) -> tuple[Any, .
 
 
 def _reduce_lru_cache(obj: Any) -> Any:
-    if _is_importable(obj):
-        return obj.__reduce__()
+    home = sys.modules.get(obj.__module__) if obj.__module__ != "__main__" else None
+    with contextlib.suppress(AttributeError):
+        if operator.attrgetter(obj.__qualname__)(home) is obj:
+            return obj.__reduce__()
     return functools.lru_cache(**obj.cache_parameters()), (obj.__wrapped__,)
 
 
-def _is_importable(obj: Any) -> bool:
-    if obj.__module__ == "__main__":
-        return False
-    try:
-        found = operator.attrgetter(obj.__qualname__)(sys.modules[obj.__module__])
-    except (AttributeError, KeyError):
-        return False
-    return found is obj
+_REDUCERS: ChainMap[Any, Callable[[Any], Any]] = ChainMap(
+    {
+        functools.cached_property: _reduce_cached_property,
+        type(functools.lru_cache(len)): _reduce_lru_cache,
+    },
+    cloudpickle.Pickler.dispatch_table,
+)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table = ChainMap(
-        {
-            functools.cached_property: _reduce_cached_property,
-            type(functools.lru_cache(len)): _reduce_lru_cache,
-        },
-        cloudpickle.Pickler.dispatch_table,
-    )
+    dispatch_table = _REDUCERS
 
 
 def _dumps(obj: object) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=_PROTOCOL).dump(obj)
     return buffer.getvalue()
-
-
-# -- the digest -----------------------------------------------------------------------------------
 
 
 def _sized(tag: bytes, content: bytes) -> bytes:
@@ -184,55 +162,42 @@ def _sized(tag: bytes, content: bytes) -> bytes:
 _SCALARS: dict[type, Callable[[Any], bytes]] = {
     type(None): lambda _: b"N;",
     type(...): lambda _: b"E;",
-    type(NotImplemented): lambda _: b"X;",
     bool: lambda value: b"B%d;" % value,
     int: lambda value: b"i%x;" % value,
     float: lambda value: b"f" + struct.pack("<d", value),
     complex: lambda value: b"c" + struct.pack("<dd", value.real, value.imag),
     str: lambda value: _sized(b"s", value.encode("utf-8", "surrogatepass")),
     bytes: lambda value: _sized(b"b", value),
-    bytearray: lambda value: _sized(b"a", bytes(value)),
 }
 
 # Values whose identity depends on caches of the interpreter, and thus on its history.
-_CACHED_VALUES = (
-    re.Pattern,
-    types.GenericAlias,
-    types.UnionType,
-    type(typing.List[int]),  # noqa: UP006
-    type(typing.Optional[int]),
-)
+_CACHED_VALUES = (re.Pattern, types.GenericAlias, types.UnionType, type(typing.List[int]))  # noqa: UP006
 
 # Attributes of a class that depend on where it stands or on what was done with it so far.
 _PASSING_ATTRIBUTES = ("__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl")
 
 
 class _Walk:
-    """Digests an object graph in the order in which pickle would save it.
+    """Digests an object graph in the order in which pickle would save it, at any depth.
 
-    It keeps its own stack, so that depth is no limit. Each token tells its kind and its length or
-    number of children: no two different graphs give the same stream. What can be changed is
-    remembered by identity, as pickle does, which ends cycles; values that cannot be changed are
-    digested each time, since whether two of them are one object differs between processes.
+    Each token tells its kind and its length or number of children: no two graphs give the same
+    stream. What can be changed is remembered by identity, as pickle does, which ends cycles;
+    other values are digested each time: whether two are one object differs between processes.
     """
 
-    def __init__(self, parent: _Walk | None = None, *, ordered: bool = True) -> None:
-        self.hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    def __init__(self, *, ordered: bool = True) -> None:
+        self.modules: set[str] = set()
+        self.codes: dict[int, types.CodeType] = {}
+        self._ordered = ordered
+        self._pickler = _Pickler(io.BytesIO(), protocol=_PROTOCOL)
+        self._count = 0
+        self._begin({})
+
+    def _begin(self, memo: MutableMapping[int, int]) -> None:
+        self.hash = hashlib.blake2b(digest_size=16)
         self._pending = bytearray()
         self._keep: list[object] = []
-        if parent is None:
-            self.modules: set[str] = set()
-            self.codes: dict[int, types.CodeType] = {}
-            self._memo: MutableMapping[int, int] = {}
-            self._count = 0
-            self._ordered = ordered
-            self._pickler = _Pickler(io.BytesIO(), protocol=_PROTOCOL)
-        else:
-            self.modules, self.codes = parent.modules, parent.codes
-            self._memo = ChainMap({}, parent._memo)
-            self._count = parent._count
-            self._ordered = parent._ordered
-            self._pickler = parent._pickler
+        self._memo = memo
 
     def feed(self, obj: object) -> None:
         """Add an object and all that it refers to."""
@@ -244,12 +209,11 @@ class _Walk:
                 self._write(encode(item))
             else:
                 stack.extend(reversed(self._visit(item)))
-        self.hash.update(self._pending)
-        self._pending.clear()
+        self._write(b"", flush=True)
 
-    def _write(self, token: bytes) -> None:
+    def _write(self, token: bytes, *, flush: bool = False) -> None:
         self._pending += token
-        if len(self._pending) > 1 << 16:
+        if flush or len(self._pending) > 1 << 16:
             self.hash.update(self._pending)
             self._pending.clear()
 
@@ -267,12 +231,10 @@ class _Walk:
         if kind is types.CodeType:
             return self._code(obj)
         if kind is pickle.PickleBuffer:
-            self._write(b"p%d;" % obj.raw().nbytes)
-            self.hash.update(self._pending)
-            self._pending.clear()
+            self._write(b"p%d;" % obj.raw().nbytes, flush=True)
             self.hash.update(obj.raw())
             return ()
-        if not isinstance(obj, _CACHED_VALUES):
+        if not issubclass(kind, _CACHED_VALUES):
             known = self._memo.get(id(obj))
             if known is not None:
                 self._write(b"r%d;" % known)
@@ -282,41 +244,34 @@ class _Walk:
             self._keep.append(obj)
         if kind is list:
             return self._open(b"l", obj)
-        if kind is dict:
-            return self._dict(obj)
-        return self._reduced(obj)
+        if kind is not dict:
+            return self._reduced(obj)
+        pairs = obj.items()
+        if not self._ordered:
+            pairs = sorted(pairs, key=lambda pair: self._alone(pair[0]))
+        return self._open(b"d", [part for pair in pairs for part in pair])
 
     def _alone(self, obj: object) -> bytes:
         encode = _SCALARS.get(type(obj))
         if encode is not None:
             return encode(obj)
-        walk = _Walk(self)
+        walk = copy.copy(self)
+        walk._begin(ChainMap({}, self._memo))
         walk.feed(obj)
         return b"h" + walk.hash.digest()
 
     def _unordered(self, tag: bytes, items: Iterable[object]) -> Sequence[Any]:
         tokens = sorted(map(self._alone, items))
         self._open(tag, tokens)
-        for token in tokens:
-            self._write(token)
+        self._write(b"".join(tokens))
         return ()
-
-    def _dict(self, obj: dict[Any, Any]) -> Sequence[Any]:
-        pairs: Iterable[tuple[Any, Any]] = obj.items()
-        if not self._ordered:
-            pairs = sorted(pairs, key=lambda pair: self._alone(pair[0]))
-        return self._open(b"d", [part for pair in pairs for part in pair])
 
     def _code(self, code: types.CodeType) -> Sequence[Any]:
         self.codes.setdefault(id(code), code)
-        self._keep.append(code)
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        titles = (code.co_name, code.co_qualname)
-        return self._open(
-            b"C",
-            (code.co_code, code.co_exceptiontable, code.co_consts, *counts, *names, *titles),
-        )
+        body = (code.co_code, code.co_exceptiontable, code.co_consts)
+        return self._open(b"C", (*body, *counts, *names, code.co_name, code.co_qualname))
 
     def _reduced(self, obj: Any) -> Sequence[Any]:
         kind = type(obj)
@@ -324,13 +279,13 @@ class _Walk:
             # numba pickles its functions to bytes of its own, with a random id among them.
             states = {name: value for name, value in obj.states.items() if name != "uuid"}
             return self._open(b"J", (obj.ctor, states))
-        if isinstance(obj, types.ModuleType):
+        if kind is types.ModuleType:
             self._refer(obj.__name__)
         reduced = self._pickler.reducer_override(obj)
         if reduced is NotImplemented:
-            if isinstance(obj, type | types.FunctionType):
+            if issubclass(kind, type) or kind is types.FunctionType:
                 return self._named(obj, obj.__qualname__)
-            reduce = _Pickler.dispatch_table.get(kind)
+            reduce = _REDUCERS.get(kind)
             reduced = obj.__reduce_ex__(_PROTOCOL) if reduce is None else reduce(obj)
         if isinstance(reduced, str):
             return self._named(obj, reduced)
@@ -351,12 +306,9 @@ class _Walk:
             self.modules.add(module.partition(".")[0])
 
     def _named(self, obj: Any, name: str) -> Sequence[Any]:
-        """Refer to something that a worker imports."""
-        module = pickle.whichmodule(obj, name)
+        module = pickle.whichmodule(obj, name)  # type: ignore[attr-defined]
         if module == "__main__":
-            raise pickle.PicklingError(
-                f"{name} is looked up by its name in __main__, where a worker does not have it"
-            )
+            raise pickle.PicklingError(f"a worker does not find {name} in its own __main__")
         self._refer(module)
         # What does not name its module is found in whichever was imported first.
         home = module if getattr(obj, "__module__", None) else None
@@ -367,111 +319,82 @@ class _Walk:
         attributes, slots = state
         # Relative imports inside it need its package, which is taken whole.
         self._refer(obj.__module__)
-        for module in slots["_cloudpickle_submodules"]:
-            self._refer(module.__name__)
         # Which submodules are loaded already depends on what else was imported.
-        kept = {name: value for name, value in slots.items() if name != "_cloudpickle_submodules"}
-        return self._open(b"F", (code, namespace.get("__name__"), attributes, kept))
+        for module in slots.pop("_cloudpickle_submodules"):
+            self._refer(module.__name__)
+        return self._open(b"F", (code, namespace.get("__name__"), attributes, slots))
 
     def _class(self, obj: Any, arguments: Any, attributes: dict[str, Any]) -> Sequence[Any]:
         self._refer(obj.__module__)
         registered = {found for found in attributes.get("_abc_impl", ()) if found is not None}
-        kept = {
-            name: value for name, value in attributes.items() if name not in _PASSING_ATTRIBUTES
-        }
+        kept = {name: part for name, part in attributes.items() if name not in _PASSING_ATTRIBUTES}
         # The last two are the random id that cloudpickle gives to a class, and nothing.
         return self._open(b"K", (*arguments[:-2], kept, registered))
 
 
-# -- what to say of something that cannot be pickled ----------------------------------------------
-
-
 def _pickles(obj: object) -> bool:
-    try:
+    with contextlib.suppress(Exception):
         _dumps(obj)
-    except Exception:  # noqa: BLE001 - a reducer of anybody's may raise anything
-        return False
-    return True
+        return True
+    return False
 
 
 def _unpicklable(obj: object, error: Exception, path: str = "") -> PayloadError:
-    path, culprit = _culprit(obj, path)
-    kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}"
+    path = path or _title(obj)
     if isinstance(error, RecursionError) or "recursion" in str(error):
-        cause = "it is nested too deeply, or it refers to itself in a way that never ends"
-        fix = "make it flatter, for example lists or arrays instead of linked objects"
-    elif isinstance(culprit, types.GeneratorType | io.IOBase) or "lock" in kind.lower():
-        cause = "open files, locks, connections and running generators exist in one process only"
-        fix = "open or make it inside process(), or drop it in __getstate__()"
+        cause = "it is nested too deeply"
+        fix = "make it flatter: lists or arrays instead of linked objects"
     else:
-        cause = "it holds something that exists in this process only, or its type does not pickle"
-        fix = f"make {path} inside process(), or move its code to a module beside the notebook"
+        path, obj = _culprit(obj, path)
+        cause = "files, locks, connections and running generators exist in one process only"
+        fix = f"make {path} inside process(), or leave it out in __getstate__()"
+    if "__main__" in str(error):
+        cause = "it is made by something that keeps only its name"
+        fix = "move it to a module beside the notebook and import it from there"
     return PayloadError(
         f"{path} cannot be pickled, so it cannot be sent to a worker.",
-        items=[f"{path} ({kind}): {error}"],
+        items=[f"{path} ({type(obj).__module__}.{type(obj).__qualname__}): {error}"],
         cause=cause,
         fix=fix,
     )
 
 
 def _culprit(obj: object, path: str) -> tuple[str, object]:
-    """Follow what does not pickle down to the part that is to blame, and name the way to it."""
-    path = path or _title(obj)
+    """Follow what does not pickle down to the part that is to blame."""
     seen: set[int] = set()
-    probes = _MOST_PROBES
-    while probes > 0:
+    while len(seen) < _MOST_STEPS:
         seen.add(id(obj))
-        for below, part in islice(_parts(obj, path), probes):
-            probes -= 1
-            if id(part) not in seen and not _pickles(part):
-                path, obj = below, part
-                break
-        else:
+        parts = islice(_parts(obj, path), _MOST_PARTS)
+        below = ((at, part) for at, part in parts if id(part) not in seen and not _pickles(part))
+        found = next(below, None)
+        if found is None:
             break
+        path, obj = found
     return path, obj
 
 
 def _title(obj: Any) -> str:
-    named = isinstance(obj, type | types.FunctionType)
-    return str(obj.__qualname__ if named else type(obj).__qualname__)
+    return str(getattr(obj, "__qualname__", None) or type(obj).__qualname__)
 
 
 def _parts(obj: Any, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(obj, functools.partial):
-        yield _title(obj.func), obj.func
-        yield from ((f"{_title(part)}", part) for part in obj.args)
+        yield from ((_title(part), part) for part in (obj.func, *obj.args))
         yield from obj.keywords.items()
     elif isinstance(obj, types.MethodType):
         yield _title(obj.__self__), obj.__self__
-        yield path, obj.__func__
     elif isinstance(obj, dict):
         yield from ((f"{path}[{key!r}]", part) for key, part in obj.items())
     elif isinstance(obj, list | tuple | set | frozenset):
         yield from ((f"{path}[{at}]", part) for at, part in enumerate(obj))
     elif isinstance(obj, types.FunctionType):
-        yield from _parts_of_function(obj, path)
-    elif isinstance(obj, property | staticmethod | classmethod):
-        yield path, getattr(obj, "fget", None) or getattr(obj, "__func__", None)
+        yield f"{path}: defaults", (obj.__defaults__, obj.__kwdefaults__)
+        for name, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=True):
+            if cell != types.CellType():
+                yield f"{path}: variable {name}", cell.cell_contents
+        used = (name for name in obj.__code__.co_names if name in obj.__globals__)
+        yield from ((f"{path}: global {name}", obj.__globals__[name]) for name in used)
     else:
-        yield from ((f"{path}.{name}", part) for name, part in _attributes(obj))
+        attributes = dict(getattr(obj, "__dict__", {}))
+        yield from ((f"{path}.{name}", part) for name, part in attributes.items())
         yield path, type(obj)
-
-
-def _parts_of_function(obj: types.FunctionType, path: str) -> Iterator[tuple[str, object]]:
-    for name, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=False):
-        if cell != types.CellType():
-            yield f"{path}: variable {name}", cell.cell_contents
-    for name in obj.__code__.co_names:
-        if name in obj.__globals__:
-            yield f"{path}: global {name}", obj.__globals__[name]
-    yield from ((f"{path}: a default", part) for part in obj.__defaults__ or ())
-    yield from ((f"{path}: default of {n}", part) for n, part in (obj.__kwdefaults__ or {}).items())
-
-
-def _attributes(obj: Any) -> Iterator[tuple[str, object]]:
-    yield from list(getattr(obj, "__dict__", {}).items())
-    for cls in type(obj).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(obj, name):
-                yield name, getattr(obj, name)

@@ -5,7 +5,6 @@ Times are seconds. The weight of a chunk is its number of entries, or 1 where it
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,7 @@ def _mix(old: float, new: float) -> float:
 
 
 def task_length(
-    weights: Sequence[int], waiting: int, total_weight: int, slots: int, pace: Pace
+    weights: Sequence[int], total_weight: int, running_s: float, slots: int, pace: Pace
 ) -> int:
     """Return how many of the next chunks make the next task.
 
@@ -91,8 +90,10 @@ def task_length(
     ----------
     weights
         Of the first `MOST_CHUNKS` chunks that wait, in the order in which they are handed out.
-    waiting, total_weight
-        Number and weight of all chunks that wait.
+    total_weight
+        Weight of all chunks that wait.
+    running_s
+        Seconds of work that the tasks which run now have still before them, added up.
     slots
         Number of slots that there are, busy ones included; at least 1.
     pace
@@ -105,13 +106,13 @@ def task_length(
         result comes soon, and the rate is learnt.
     """
     if pace.unit_s is None:
-        return min(1, waiting)
+        return min(1, len(weights))
     least_s = max(LEAST_TASK_S, LEAST_TASK_OVERHEADS * pace.overhead_s)
-    share_s = total_weight * pace.unit_s / slots
-    wanted_s = min(max(share_s / ROUNDS, least_s), max(share_s, 0.0), MOST_TASK_S)
-    most = min(MOST_CHUNKS, math.ceil(waiting / slots))
+    # if this slot did nothing else from now on, all slots would end together
+    share_s = (total_weight * pace.unit_s + running_s) / slots
+    wanted_s = min(max(share_s / ROUNDS, least_s), share_s, MOST_TASK_S)
     length, sum_s = 0, 0.0
-    for one in weights[:most]:
+    for one in weights:
         sum_s += one * pace.unit_s
         # half a chunk too much is better than half a chunk too little
         if length and sum_s - one * pace.unit_s / 2 > wanted_s:

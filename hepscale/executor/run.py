@@ -71,6 +71,7 @@ class _Submitted:
 
     def __post_init__(self) -> None:
         self.owed = {chunk.key: chunk for chunk in self.task.chunks}
+        self.weight = sum(map(policy.weight, self.task.chunks))
 
 
 class Run:
@@ -218,10 +219,17 @@ class Run:
     def _feed(self) -> None:
         slots = sum(self._slots.values())
         while len(self._running) < slots:
-            chunks = self._waiting.next_task(slots)
+            chunks = self._waiting.next_task(slots, self._running_s())
             if not chunks:
                 return
             self._submit(chunks, slots)
+
+    def _running_s(self) -> float:
+        """Return how many seconds of work the running tasks have still before them."""
+        unit_s, now_s = self._waiting.pace.unit_s or 0.0, time.monotonic()
+        return sum(
+            max(one.weight * unit_s - (now_s - one.sent_s), 0.0) for one in self._running.values()
+        )
 
     def _submit(self, chunks: list[Chunk], slots: int) -> None:
         job = self._job

@@ -55,12 +55,12 @@ class Waiting:
         """Whether a task of these chunks has to report each of them on its own."""
         return any(chunk.key in self._isolated for chunk in chunks)
 
-    def next_task(self, slots: int) -> list[Chunk]:
-        """Take the chunks of the next task, for a worker pool of `slots` slots."""
+    def next_task(self, slots: int, running_s: float) -> list[Chunk]:
+        """Take the chunks of the next task; see :func:`policy.task_length`."""
         if self._alone:
             return [self._alone.popleft()]
         first = list(itertools.islice(self._chunks, policy.MOST_CHUNKS))
         weights = [policy.weight(chunk) for chunk in first]
-        length = policy.task_length(weights, len(self._chunks), self._weight, slots, self.pace)
+        length = policy.task_length(weights, self._weight, running_s, slots, self.pace)
         self._weight -= sum(weights[:length])
         return [self._chunks.popleft() for _ in range(length)]

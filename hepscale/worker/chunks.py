@@ -38,7 +38,7 @@ class _Emitter:
         self._level = spec["compression"]
         self._sequence = 0
 
-    def emit(self, kind: Kind, payload: bytes = b"", **meta: Any) -> None:
+    def emit(self, kind: Kind, payload: bytes = b"", /, **meta: Any) -> None:
         data = encode(kind, self._sequence, {**self._ids, **meta}, payload, self._level)
         view = memoryview(data)
         while view:
@@ -91,7 +91,7 @@ class _Runner:
         self.emitter = emitter
         self.pending = _Pending(payload["merge"])
         self.isolate = spec["isolate"]
-        self.interval_s = spec["frame_interval_s"]
+        self.interval_s: float = spec["frame_interval_s"]
         self.pid = os.getpid()
         self.last_s = time.monotonic()
         self.frame_cost_s = 0.0

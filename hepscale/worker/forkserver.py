@@ -217,9 +217,9 @@ class _Forkserver:
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         os.chdir(request["dir"])
-        for number, name in ((1, "stdout"), (2, "stderr")):
+        for target, name in ((1, "stdout"), (2, "stderr")):
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            os.dup2(fd, number)
+            os.dup2(fd, target)
             os.close(fd)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
