@@ -214,20 +214,23 @@ def draw_mass(mass: hist.Hist[Any], path: str | os.PathLike[str], caption: str =
         linewidth=0,
         label="Statistical uncertainty",
     )
-    width = axis.edges[1] - axis.edges[0]
-    axes.set(xlim=(axis.edges[0], axis.edges[-1]), ylim=(0, 1.15 * max(below.max(), 1)))
+    _label(axes, axis.edges, max(below.max(), 1), caption)
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise _no_picture(Path(path), error) from error
+
+
+def _label(axes: Any, edges: Any, highest: float, caption: str) -> None:
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.15 * highest))
     axes.set_xlabel(r"$m_{\mu\mu}$ [GeV]", loc="right", fontsize=14)
-    axes.set_ylabel(f"Weighted events / {width:g} GeV", loc="top", fontsize=14)
+    axes.set_ylabel(f"Weighted events / {edges[1] - edges[0]:g} GeV", loc="top", fontsize=14)
     axes.tick_params(which="both", direction="in", top=True, right=True, labelsize=12)
     axes.minorticks_on()
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False, fontsize=13, loc="upper left")
     axes.set_title("HepScale demo", loc="left", fontweight="bold", fontsize=15)
     axes.set_title(caption, loc="right", fontsize=12)
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise _no_picture(Path(path), error) from error
 
 
 def _book(axis: Any) -> hist.Hist[Any]:
