@@ -192,7 +192,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             sources = {
                 str(code / name): str(source) for one in modules for name, source in one.files
             }
-        memory_mb = self.memory_mb or int(machine.memory_mb() * _MEMORY_SHARE / self._slots())
+        share_mb = int(machine.memory_limit_bytes() / 1e6 * _MEMORY_SHARE / self._slots())
         job = Job(
             run_id=run_id,
             desc=self.desc,
@@ -205,7 +205,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             split=_split,
             inputs=_inputs,
             wraps=_wraps,
-            resources=Resources(memory_mb=memory_mb, wall_s=self.wall_s),
+            resources=Resources(memory_mb=self.memory_mb or share_mb or None, wall_s=self.wall_s),
             retries=self.retries,
             compression=self.compression or 0,
         )

@@ -275,7 +275,7 @@ def _chunks_counted(state: RunState, event: ChunksCounted) -> None:
 
 def _chunk_failed(state: RunState, event: ChunkFailed) -> None:
     state.chunks_failed += 1
-    state.entries_failed += event.failure.entries
+    state.entries_failed += max(0, event.failure.entries)
     state.failures.append(event.failure)
     _widen(state)
 

@@ -192,7 +192,18 @@ class LinesView:
         """Write a line at most every five seconds, and only if something has changed."""
         if self._only_end or not (force or self._throttle.due()):
             return
-        self._throttle.draw(lambda: self._draw(state))
+        shown = (
+            state.chunks_done,
+            state.chunks_failed,
+            state.chunks_total,
+            state.slots,
+            state.tasks_retried,
+            len(state.notices),
+        )
+        # Without a change no interval begins, so that the next change is told at once.
+        if shown != self._shown:
+            self._shown = shown
+            self._throttle.draw(lambda: self._draw(state))
 
     def close(self, state: RunState) -> None:
         """Write how the run ended."""
@@ -202,16 +213,7 @@ class LinesView:
 
     def _draw(self, state: RunState) -> None:
         self._extras(state)
-        shown = (
-            state.chunks_done,
-            state.chunks_failed,
-            state.chunks_total,
-            state.slots,
-            state.tasks_retried,
-        )
-        if shown != self._shown:
-            self._shown = shown
-            self._write([progress_text(state)])
+        self._write([progress_text(state)])
 
     def _extras(self, state: RunState) -> None:
         lines = [f"  note: {one_line(text)}" for text in state.notices[self._notices :]]

@@ -57,9 +57,10 @@ class Recorder(nbclient.NotebookClient):
 
 
 def execute(*cells: str) -> tuple[list[Any], Recorder]:
-    notebook = nbformat.v4.new_notebook()
+    new: Any = nbformat.v4
+    notebook = new.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
-    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in (DRIVE, *cells)]
+    notebook.cells = [new.new_code_cell(cell) for cell in (DRIVE, *cells)]
     client = Recorder(notebook, timeout=60)
     client.execute()
     return [cell.outputs for cell in notebook.cells[1:]], client

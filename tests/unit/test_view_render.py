@@ -239,7 +239,7 @@ def test_the_last_state_wins() -> None:
     assert widget is not None
     widget.observe(lambda change: sent.append(change.new["chunks"]), "run")
     for i in range(1, 31):
-        clock.now_s = 0.01 * i
+        clock.now_s = 0.0101 * i
         apply(state, ChunksCounted(1, 50_000, 1), clock.now_s)
         view.update(state)
     assert sent == ["10 of 40 chunks", "20 of 40 chunks", "30 of 40 chunks"]

@@ -1,0 +1,50 @@
+# make demo    installs into .venv and runs the demo
+# make test    installs and runs everything that a change has to pass
+# make bench   measures HepScale beside coffea's own executors
+# make clean   removes what these have made here
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint unit notebooks bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/hepscale demo --out $(VENV)/demo
+
+test: lint unit notebooks
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# twice: what a notebook leaves behind must not change the next run
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --nbval notebooks $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --nbval notebooks $(PYTEST_ARGS)
+
+bench: $(VENV)/installed-dev $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# without the system's ensurepip (Debian splits it off) the pip that is there installs another
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-%: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group $*
+	touch $@

@@ -1,0 +1,1 @@
+"""``python -m benchmarks``: HepScale beside coffea's own executors, as ratios from one run."""
