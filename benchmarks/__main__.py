@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -37,11 +36,9 @@ def main() -> None:
         for name in arguments.only or sections.SECTIONS:
             lines += sections.SECTIONS[name](rounds, number, quick=arguments.quick)
     if arguments.json:
-        print(json.dumps(as_data(lines, rounds.loads(), rounds.told), indent=1))
+        print(json.dumps(as_data(lines, rounds.others(), rounds.told), indent=1))
     else:
-        print(as_text(lines, rounds.loads(), number))
-    if not sys.stdout.isatty():
-        sys.stdout.flush()
+        print(as_text(lines, rounds.others(), number))
 
 
 if __name__ == "__main__":

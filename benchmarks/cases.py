@@ -123,8 +123,8 @@ def histograms(chunks: int, kind: str) -> dict[str, Any]:
         wall_s = time.perf_counter() - begun
         cpu_s = time.process_time() - cpu_s
     peak_mb = watch.peak_mb()
-    expected = make(0).sum()
-    _check(error == 0 and abs(out.sum() / expected / chunks - 1) < 0.01, f"{out}, {error}")
+    expected = make(0).values().sum()
+    _check(error == 0 and abs(out.values().sum() / expected / chunks - 1) < 0.01, f"{out}, {error}")
     return {
         "seconds": [wall_s],
         "growth_mb": peak_mb - before_mb,

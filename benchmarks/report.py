@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,8 +34,6 @@ class Line:
 
 def machine() -> dict[str, Any]:
     """Say where this was measured."""
-    import os
-
     return {
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -42,13 +41,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_text(lines: list[Line], loads: Spread, rounds: int) -> str:
+def as_text(lines: list[Line], others: Spread, rounds: int) -> str:
     """Return the figures as a table of plain text."""
     about = ", ".join(f"{name} {value}" for name, value in machine().items())
     text = [
-        f"{about}",
-        f"rounds: {rounds}; load of the machine: "
-        f"{loads.median:.1f} ({loads.least:.1f} to {loads.most:.1f})",
+        f"{about}; rounds: {rounds}",
+        f"others used of the cores meanwhile: {_percent(others)}",
     ]
     section = ""
     for line in lines:
@@ -63,6 +61,10 @@ def as_text(lines: list[Line], loads: Spread, rounds: int) -> str:
     return "\n".join(text)
 
 
+def _percent(share: Spread) -> str:
+    return f"{share.median:.0%} ({share.least:.0%} to {share.most:.0%})"
+
+
 def _row(line: Line) -> str:
     spread = line.spread
     row = f"  {line.label:<50}{spread.median:>9.3g} {line.unit:<3}"
@@ -73,11 +75,11 @@ def _row(line: Line) -> str:
     return row
 
 
-def as_data(lines: list[Line], loads: Spread, rounds: dict[str, Any]) -> dict[str, Any]:
+def as_data(lines: list[Line], others: Spread, rounds: dict[str, Any]) -> dict[str, Any]:
     """Return everything as plain data: the figures, and what each process told in each round."""
     return {
         "machine": machine(),
-        "load": vars(loads),
+        "others": vars(others),
         "figures": [
             {
                 "section": line.section,

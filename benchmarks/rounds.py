@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["Rounds", "Spread", "in_turn", "ratios"]
 
@@ -44,12 +46,12 @@ class Rounds:
     def run(self, name: str, case: str, **options: Any) -> dict[str, Any]:
         """Run a case in a process of its own and keep its result under `name`."""
         print(f"  {name} ...", end="", file=sys.stderr, flush=True)
+        begun, others_s = time.monotonic(), _others_s()
         with tempfile.TemporaryDirectory(prefix="runs-", dir=self.folder) as runs:
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.child", case, json.dumps(options)],
                 env={**os.environ, "HEPSCALE_RUN_DIR": runs},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 text=True,
                 timeout=_LONGEST_S,
                 check=False,
@@ -57,6 +59,8 @@ class Rounds:
         if done.returncode:
             sys.exit(f"\n{name} failed:\n{done.stderr[-4000:]}")
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        cores = os.cpu_count() or 1
+        result["others"] = (_others_s() - others_s) / (time.monotonic() - begun) / cores
         self.told.setdefault(name, []).append(result)
         print(f" {' '.join(f'{one:.2f}' for one in result['seconds'])} s", file=sys.stderr)
         return result
@@ -70,9 +74,18 @@ class Rounds:
         """Return the spread of a figure over the rounds."""
         return Spread.of(self.figures(name, key, index))
 
-    def loads(self) -> Spread:
-        """Return the spread of the machine's load while this ran."""
-        return Spread.of([one for told in self.told.values() for r in told for one in r["load"]])
+    def others(self) -> Spread:
+        """Return what others used of the machine's cores while this ran."""
+        return Spread.of([one["others"] for told in self.told.values() for one in told])
+
+
+def _others_s() -> float:
+    """Return the CPU seconds of the machine since its start, without those of our children."""
+    with open("/proc/stat") as stream:
+        user, nice, system, _idle, _iowait, irq, softirq = map(int, stream.readline().split()[1:8])
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = user + nice + system + irq + softirq
+    return ticks / os.sysconf("SC_CLK_TCK") - ours.ru_utime - ours.ru_stime
 
 
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:

@@ -36,7 +36,7 @@ def _compare(path: str, one: Any, other: Any) -> list[str]:
 
 
 def _by_category(made: Any) -> dict[str, Any]:
-    """Return values and variances for each dataset: the order of datasets follows that of merging."""
+    """Return values and variances of each dataset: their order follows that of merging."""
     return {
         name: np.concatenate(
             [

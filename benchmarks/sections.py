@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.report import Line
 from benchmarks.rounds import Spread, in_turn, ratios
@@ -29,7 +29,7 @@ _MOST_FIRST_FRAME_S = 0.5
 _MOST_GROWTH_MB = 150.0
 
 
-def zmumu(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:  # noqa: ARG001
+def zmumu(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     """Z to two muons over 2 million events, beside coffea's own executors."""
     generate(events=EVENTS, files=FILES)
     lines = []

@@ -9,11 +9,12 @@ from unittest import mock
 
 from hepscale.executor import session
 from hepscale.executor.engines.local import LocalEngine
+from hepscale.executor.job import Observer
 from hepscale.executor.task import ChunksCounted, FrameBytes, RunStarted, TaskEnded
 from hepscale.worker.frames import FrameReader, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from hepscale.executor.task import EngineEvent, Event
@@ -70,14 +71,16 @@ def watched() -> Iterator[Seen]:
     seen, shown, poll = Seen(), session.shown, LocalEngine.poll
 
     @contextmanager
-    def shown_and_seen(*, status: bool) -> Iterator[Callable[[Event], None]]:
-        with shown(status=status) as observe:
+    def shown_and_seen(*, status: bool) -> Iterator[Observer]:
+        with shown(status=status) as observer:
+            see = observer.see
 
             def both(event: Event) -> None:
                 seen.observe(event)
-                observe(event)
+                see(event)
 
-            yield both
+            with mock.patch.object(observer, "see", both):
+                yield observer
 
     def poll_and_see(engine: LocalEngine, timeout_s: float) -> list[EngineEvent]:
         events = poll(engine, timeout_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hepscale.errors import ChunksFailed, MergeFailed, RunError, RunInterrupted, also_as
 
@@ -14,52 +14,77 @@ if TYPE_CHECKING:
 
 __all__ = ["error_for"]
 
-# (text to be found in reason, kind or worker's traceback; likely cause; what to do next)
-_KNOWN = (
-    (
-        "Output of process() should not be None",
-        "process() has no return statement on some path",
-        "end process() with `return output`",
-    ),
-    (
+
+class _Known(NamedTuple):
+    """What is known of failures with `text` in reason, or in the traceback of a library."""
+
+    text: str
+    cause: str
+    fix: str
+
+
+# of failures within a line of the analysis
+_IN_ANALYSIS = (
+    _Known(
         "FileNotFoundError",
         "a path that is wrong, or relative: tasks run in folders of their own",
-        "give absolute paths or URLs, or set skipbadfiles=True to go on without such files",
+        "open it by an absolute path: os.path.abspath(...) where the processor is made",
     ),
-    (
-        "KeyInFileError",
-        "the tree has another name in this file",
-        "list what is there: python -c \"import uproot; print(uproot.open('FILE').keys())\"",
-    ),
-    (
-        "UprootMissTreeError",
-        "the tree has another name in this file",
-        "list what is there: python -c \"import uproot; print(uproot.open('FILE').keys())\"",
-    ),
-    (
-        "not a ROOT file",
-        "the file is of another format, or an error page that was downloaded in its place",
-        "look at it: file FILE; or set skipbadfiles=(ValueError,) to go on without such files",
-    ),
-    (
-        "uproot",
-        "the file is truncated or damaged: a copy that was interrupted",
-        "copy the file again, or leave it out of the fileset",
-    ),
-    (
-        "ModuleNotFoundError",
-        "a module that is not installed here, or imported in a way that cannot be seen in advance",
-        "pip install it, or import it at the top of the notebook",
-    ),
-    (
+    _Known(
         "SystemExit",
         "process() or something that it calls runs sys.exit()",
         "raise an exception instead",
     ),
-    (
+    _Known(
+        "ModuleNotFoundError",
+        "a module that is not installed here, or imported in a way that cannot be seen in advance",
+        "pip install it, or import it at the top of the notebook",
+    ),
+    _Known(
+        "KeyboardInterrupt",
+        "process() or something that it calls raises KeyboardInterrupt",
+        "raise another exception",
+    ),
+)
+_TREE = "list what is there: python -c \"import uproot; print(uproot.open('FILE').keys())\""
+# of failures outside of it; what is found first counts
+_ELSEWHERE = (
+    _Known(
+        "Output of process() should not be None",
+        "process() has no return statement on some path",
+        "end process() with `return output`",
+    ),
+    _Known(
+        "FileNotFoundError",
+        "a path that is wrong, or a disk that is not mounted here",
+        "ls -l FILE; or set skipbadfiles=True to go on without such files",
+    ),
+    _Known(
+        "PermissionError",
+        "the file belongs to somebody else",
+        "ls -l FILE; or set skipbadfiles=True to go on without such files",
+    ),
+    _Known("MissTreeError", "the tree has another name in this file", _TREE),
+    _Known("KeyInFileError", "the tree has another name in this file", _TREE),
+    _Known(
+        "not a ROOT file",
+        "the file is of another format, or an error page that was downloaded in its place",
+        "look at it: file FILE; or set skipbadfiles=(ValueError,) to go on without such files",
+    ),
+    _Known(
+        "uproot",
+        "the file is truncated or damaged: a copy that was interrupted",
+        "copy the file again, or leave it out of the fileset",
+    ),
+    _Known(
         "SIGSEGV",
         "compiled code that process() calls crashes on this chunk",
         "run process() on this chunk alone, under python -X faulthandler",
+    ),
+    _Known(
+        "folder is full",
+        "process() writes more than the disk of the scratch folder holds",
+        "export HEPSCALE_SCRATCH_DIR=<a folder with more room>",
     ),
 )
 _BY_KIND = {
@@ -86,7 +111,9 @@ _BY_KIND = {
 }
 
 
-def error_for(outcome: Outcome, unwrap: Callable[[BaseException], BaseException]) -> RunError:
+def error_for(
+    outcome: Outcome, unwrap: Callable[[BaseException], BaseException], unit: str = "chunk"
+) -> RunError:
     """Return the exception for a run that did not count all of its chunks.
 
     Parameters
@@ -95,38 +122,57 @@ def error_for(outcome: Outcome, unwrap: Callable[[BaseException], BaseException]
         How it ended.
     unwrap
         Returns the exception of the analysis from the one that wraps it.
+    unit
+        What coffea calls a chunk of this run: "file" where metadata of files are read.
     """
     if outcome.status == "interrupted":
         error: RunError = RunInterrupted(
-            f"Stopped: {outcome.counted} of {outcome.total} chunks are counted.",
+            f"Stopped: {_of(outcome.counted, outcome.total, unit)} counted.",
             cause="Ctrl-C or the stop button",
-            fix="their output is in `partial_output`; HepScaleExecutor(resume=True) runs the rest",
+            fix="run it again"
+            if unit == "file"
+            else "their output is in `partial_output`; HepScaleExecutor(resume=True) runs the rest",
         )
     else:
-        error = _failed(outcome, unwrap)
-    error.partial_output, error.failed = outcome.output, outcome.failed
+        error = _failed(outcome, unwrap, unit)
+    # metadata of files are no output to anybody
+    error.partial_output = None if unit == "file" else outcome.output
+    error.failed = outcome.failed
     return error
 
 
-def _failed(outcome: Outcome, unwrap: Callable[[BaseException], BaseException]) -> RunError:
+def _of(number: int, total: int, unit: str) -> str:
+    return f"{number} of {total} {unit}{'s' * (total != 1)} {'is' if number == 1 else 'are'}"
+
+
+def _fact(outcome: Outcome, unit: str) -> str:
+    n_failed, total = len(outcome.failed), outcome.total
+    verb = "cannot be read" if unit == "file" else "failed"
+    fact = f"{n_failed} of {total} {unit}{'s' * (total != 1)} {verb}"
+    if unit != "file":
+        fact += f", {outcome.counted} {'is' if outcome.counted == 1 else 'are'} counted"
+    if outcome.status != "stopped":
+        return f"{fact}."
+    untried = total - n_failed - outcome.counted
+    fact += f", {untried} {'was' if untried == 1 else 'were'} not tried"
+    return f"Stopped early, as one {unit} after another fails in the same way: {fact}."
+
+
+def _failed(
+    outcome: Outcome, unwrap: Callable[[BaseException], BaseException], unit: str
+) -> RunError:
     first = outcome.failed[0]
-    n_failed = len(outcome.failed)
-    fact = f"{n_failed} of {outcome.total} chunks failed, {outcome.counted} are counted."
-    if outcome.status == "stopped":
-        fact = (
-            f"Stopped early: chunk after chunk fails in the same way. {n_failed} of "
-            f"{outcome.total} chunks failed, {outcome.counted} are counted."
-        )
     base = MergeFailed if all(one.kind == "merge" for one in outcome.failed) else ChunksFailed
     original = unwrap(first.exceptions[0]) if first.exceptions else None
     cls = also_as(base, type(original)) if original is not None else base
-    cause, fix = _advice(first)
+    known = _known(first)
+    cause, fix = (known.cause, known.fix) if known else _by_kind(first)
     error = cls(
-        fact,
+        _fact(outcome, unit),
         items=[_item(one) for one in outcome.failed],
-        detail=_detail(first),
+        detail=_detail(first, is_known=known is not None),
         cause=cause,
-        fix=fix,
+        fix=fix.replace("FILE", first.file or "FILE"),
     )
     assert isinstance(error, RunError)
     error.__cause__ = original
@@ -137,17 +183,24 @@ def _item(failure: ChunkFailure) -> str:
     return f"{failure}\n    at {failure.where}" if failure.where else str(failure)
 
 
-def _detail(failure: ChunkFailure) -> str:
-    parts = [failure.traceback] if failure.traceback else []
+def _detail(failure: ChunkFailure, *, is_known: bool) -> str:
+    # how a library came upon a bad file is of no use; the record of the failure has it
+    is_told = failure.traceback and (failure.where or not is_known)
+    parts = [failure.traceback] if is_told else []
     if failure.output_tail.strip():
         parts.append(f"The last that it printed:\n{failure.output_tail.strip()}")
     return "\n\n".join(parts)
 
 
-def _advice(failure: ChunkFailure) -> tuple[str, str]:
-    for text, cause, fix in _KNOWN:
-        if text in failure.reason or (not failure.where and text in failure.traceback):
-            return cause, fix.replace("FILE", failure.file or "FILE")
+def _known(failure: ChunkFailure) -> _Known | None:
+    if failure.kind not in ("exception", "died"):
+        return None
+    table = _IN_ANALYSIS if failure.where else _ELSEWHERE
+    told = failure.reason if failure.where else f"{failure.reason}\n{failure.traceback}"
+    return next((known for known in table if known.text in told), None)
+
+
+def _by_kind(failure: ChunkFailure) -> tuple[str, str]:
     if failure.kind in _BY_KIND:
         return _BY_KIND[failure.kind]
     if failure.where:

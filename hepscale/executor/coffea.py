@@ -24,12 +24,13 @@ from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.job import Job, Outcome
 from hepscale.executor.run import Run
-from hepscale.executor.task import Chunk, Event, InputFile, Notice, Resources
+from hepscale.executor.task import Chunk, InputFile, Notice, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from hepscale.executor.engines.base import Engine
+    from hepscale.executor.job import Observer
     from hepscale.worker.frames import Frame
 
 __all__ = ["HepScaleExecutor", "shutdown"]
@@ -90,13 +91,13 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     def __post_init__(self) -> None:
         for name, least in (("cores", 1), ("memory_mb", 1), ("retries", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (type(value) is not int or value < least):
                 raise ConfigError(
                     f"{name}={value!r} cannot be used.",
                     cause=f"it is a whole number, at least {least}",
                     fix=f"HepScaleExecutor({name}={max(least, 1)})",
                 )
-        if self.wall_s is not None and not self.wall_s > 0:
+        if self.wall_s is not None and not (_is_number(self.wall_s) and self.wall_s > 0):
             raise ConfigError(
                 f"wall_s={self.wall_s!r} cannot be used.",
                 cause="it is the time that one chunk may take, in seconds",
@@ -138,7 +139,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             output = accumulator
         if outcome.status == "done":
             return output, 0
-        error = advice.error_for(outcome, _unwrap)
+        error = advice.error_for(outcome, _unwrap, self.unit)
         # coffea looks at a returned exception only beside an output, and not at all for metadata
         if output is None or isinstance(items[0], FileMeta):
             raise error
@@ -155,14 +156,14 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             job, digest = self._job(run_id, function, spool)
             chunks = list(_chunks(items, digest))
             engine = self._engine(settings)
-            with session.shown(status=self.status) as observe, session.stop_on_sigint() as stop:
+            with session.shown(status=self.status) as observer, session.stop_on_sigint() as stop:
                 if isinstance(items[0], FileMeta):
-                    return Run(job, chunks, engine, observe, None, stop).execute()
-                earlier = self._earlier(settings, digest, chunks, observe)
+                    return Run(job, chunks, engine, observer, None, stop).execute()
+                earlier = self._earlier(settings, digest, chunks, observer)
                 folder = settings.run_dir / run_id
                 written = journal.Journal(folder, digest, self.desc)
                 try:
-                    return Run(job, chunks, engine, observe, written, stop).execute(earlier)
+                    return Run(job, chunks, engine, observer, written, stop).execute(earlier)
                 finally:
                     written.close()
                     journal.prune(settings.run_dir, settings.keep_runs)
@@ -181,7 +182,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
 
     def _job(self, run_id: str, function: Callable[..., Any], spool: Path) -> tuple[Job, str]:
         """Write what tasks read into `spool`; return the job and the digest of its code."""
-        (spool / "payload").write_bytes(payload.dump_payload(function, accumulate))
+        session.write(spool / "payload", payload.dump_payload(function, accumulate))
         printed = payload.fingerprint((_versions(), _readable(function)))
         modules = local.closure(printed.modules, printed.codes)
         code = spool / "code" if modules else None
@@ -216,13 +217,15 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         settings: Settings,
         digest: str,
         chunks: list[Chunk],
-        observe: Callable[[Event], None],
+        observer: Observer,
     ) -> Iterator[Frame]:
         if not self.resume:
             return iter(())
         path = journal.find(settings.run_dir, digest, {chunk.key for chunk in chunks})
         if path is None:
-            observe(Notice("Nothing to resume: no earlier run of this very analysis was found."))
+            observer.see(
+                Notice("Nothing to resume: no earlier run of this very analysis was found.")
+            )
             return iter(())
         return journal.read(path)
 
@@ -230,6 +233,10 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
 def shutdown() -> None:
     """End all warm workers of this process at once, and remove what they left on disk."""
     warm.shutdown()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _versions() -> tuple[str, ...]:

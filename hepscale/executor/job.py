@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from hepscale.executor.task import Chunk, ChunkFailure, InputFile, Resources, RunStatus
+    from hepscale.executor.task import Chunk, ChunkFailure, Event, InputFile, Resources, RunStatus
 
-__all__ = ["Job", "Outcome", "StopRequest"]
+__all__ = ["Job", "Observer", "Outcome", "StopRequest"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,18 @@ class Job:
     resources: Resources
     retries: int
     compression: int
+
+
+class Observer(Protocol):
+    """Is told what happens in a run; raises nothing."""
+
+    def see(self, event: Event) -> None:
+        """Take note of an event."""
+        ...
+
+    def tick(self) -> None:
+        """Show what there is to be seen; called after each poll, also when nothing happened."""
+        ...
 
 
 @dataclass

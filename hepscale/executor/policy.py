@@ -6,6 +6,7 @@ Times are seconds. The weight of a chunk is its number of entries, or 1 where it
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,14 +29,17 @@ LEAST_TASK_S = 0.4
 LEAST_TASK_OVERHEADS = 10
 # and at most this long: a slot that turns out to be slow holds up no more than this
 MOST_TASK_S = 60.0
-# what is left is handed out in this many rounds, so that slots of unequal speed end together
-ROUNDS = 2
+# what is left is handed out in this many rounds: a slot that is three times as slow as the others
+# still ends with them
+ROUNDS = 4
 MOST_CHUNKS = 5_000
 # merging may take this share of the manager's time
 MERGE_SHARE = 0.25
 LEAST_FRAME_S, MOST_FRAME_S = 0.2, 60.0
 # so many chunks that fail in the same way, one after the other, end the run
 SAME_FAILURES = 4
+# the pace of chunks is that of the last 20 frames, by their weight
+_FORGET_FRAME = 0.05
 _FORGET = 0.3
 
 
@@ -50,27 +54,41 @@ class Pace:
 
     Attributes
     ----------
-    unit_s
-        Seconds for one unit of weight, None as long as nothing is known.
     overhead_s
         Seconds that a task costs besides its chunks.
     merge_s
         Seconds that the manager needs to take in one frame.
+    learnt_s
+        Seconds that chunks have taken so far, in all slots; the more, the better is `unit_s`.
     """
 
-    unit_s: float | None = None
     overhead_s: float = 0.0
     merge_s: float = 0.0
+    learnt_s: float = 0.0
+    _recent_s: float = 0.0
+    _recent_weight: float = 0.0
+
+    @property
+    def unit_s(self) -> float | None:
+        """Seconds for one unit of weight, None as long as nothing is known."""
+        return self._recent_s / self._recent_weight if self._recent_weight else None
 
     def after_chunks(self, spent_s: float, total_weight: int) -> Pace:
         """Return the pace after chunks of this weight took `spent_s`."""
-        now_s = spent_s / total_weight
-        return replace(self, unit_s=now_s if self.unit_s is None else _mix(self.unit_s, now_s))
+        keep = 1 - _FORGET_FRAME
+        return replace(
+            self,
+            learnt_s=self.learnt_s + spent_s,
+            _recent_s=keep * self._recent_s + spent_s,
+            _recent_weight=keep * self._recent_weight + total_weight,
+        )
 
     def after_task(self, overhead_s: float) -> Pace:
         """Return the pace after a task that cost this much besides its chunks."""
+        # the first tasks find a cold interpreter and cold disks: the least is nearest to the truth
         now_s = max(overhead_s, 0.0)
-        return replace(self, overhead_s=_mix(self.overhead_s, now_s) if self.overhead_s else now_s)
+        is_new = not self.overhead_s or now_s < self.overhead_s
+        return replace(self, overhead_s=now_s if is_new else _mix(self.overhead_s, now_s))
 
     def after_merge(self, merge_s: float) -> Pace:
         """Return the pace after a frame took the manager this long."""
@@ -82,14 +100,14 @@ def _mix(old: float, new: float) -> float:
 
 
 def task_length(
-    weights: Sequence[int], total_weight: int, running_s: float, slots: int, pace: Pace
+    weights: Iterable[int], total_weight: int, running_s: float, slots: int, pace: Pace
 ) -> int:
     """Return how many of the next chunks make the next task.
 
     Parameters
     ----------
     weights
-        Of the first `MOST_CHUNKS` chunks that wait, in the order in which they are handed out.
+        Of the chunks that wait, in the order in which they are handed out; read as far as needed.
     total_weight
         Weight of all chunks that wait.
     running_s
@@ -103,19 +121,22 @@ def task_length(
     -------
     int
         At least 1, where a chunk waits. One chunk as long as nothing is known: the first partial
-        result comes soon, and the rate is learnt.
+        result comes soon, and the rate is learnt. At most `MOST_CHUNKS`.
     """
-    if pace.unit_s is None:
-        return min(1, len(weights))
+    unit_s = pace.unit_s
+    if unit_s is None:
+        return len(list(islice(weights, 1)))
     least_s = max(LEAST_TASK_S, LEAST_TASK_OVERHEADS * pace.overhead_s)
     # if this slot did nothing else from now on, all slots would end together
-    share_s = (total_weight * pace.unit_s + running_s) / slots
-    wanted_s = min(max(share_s / ROUNDS, least_s), share_s, MOST_TASK_S)
+    share_s = (total_weight * unit_s + running_s) / slots
+    # what is known of a few chunks is not enough to plan a long task on
+    longest_s = min(share_s / ROUNDS, pace.learnt_s / slots, MOST_TASK_S)
+    wanted_s = min(max(longest_s, least_s), share_s, MOST_TASK_S)
     length, sum_s = 0, 0.0
-    for one in weights:
-        sum_s += one * pace.unit_s
+    for one in islice(weights, MOST_CHUNKS):
+        sum_s += one * unit_s
         # half a chunk too much is better than half a chunk too little
-        if length and sum_s - one * pace.unit_s / 2 > wanted_s:
+        if length and sum_s - one * unit_s / 2 > wanted_s:
             break
         length += 1
     return length

@@ -42,10 +42,10 @@ from hepscale.executor.waiting import Waiting
 from hepscale.worker.frames import Frame, FrameReader, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hepscale.executor.engines.base import Engine
-    from hepscale.executor.job import Job, StopRequest
+    from hepscale.executor.job import Job, Observer, StopRequest
     from hepscale.executor.journal import Journal
 
 __all__ = ["Run"]
@@ -85,8 +85,8 @@ class Run:
         Its chunks; their keys differ.
     engine
         Who runs it; started and closed here.
-    observe
-        Is told each event; must not raise.
+    observer
+        Is told each event.
     journal
         Where accepted frames go, or None.
     stop
@@ -98,14 +98,15 @@ class Run:
         job: Job,
         chunks: Sequence[Chunk],
         engine: Engine,
-        observe: Callable[[Event], None],
+        observer: Observer,
         journal: Journal | None,
         stop: StopRequest,
     ) -> None:
         self._job = job
         self._chunks = chunks
         self._engine = engine
-        self._observe = observe
+        self._observer = observer
+        self._observe = observer.see
         self._stop = stop
         self._ledger = Ledger(chunks)
         self._output = Output(job.merge, journal)
@@ -183,6 +184,7 @@ class Run:
                 return "stopped"
             self._feed()
             self._take(self._engine.poll(_POLL_S))
+            self._observer.tick()
             self._enforce_wall()
         return "failed" if self._failed else "done"
 

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import RunDirectoryError
 from hepscale.executor.job import StopRequest
-from hepscale.view import RunState, apply, make_view
+from hepscale.view import RunState, advance, apply, make_view
 from hepscale.worker import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from hepscale.executor.job import Observer
     from hepscale.executor.task import Event
+    from hepscale.view import View
 
-__all__ = ["shown", "spool", "stop_on_sigint"]
+__all__ = ["shown", "spool", "stop_on_sigint", "write"]
 
 
 @contextmanager
@@ -31,40 +33,65 @@ def spool(parent: Path) -> Iterator[Path]:
     Raises
     ------
     RunDirectoryError
-        If `parent` cannot be written, now or within the block.
+        If `parent` cannot be written.
     """
-    path = ""
     try:
         path, lock = scratch.make(str(parent))
-        try:
-            yield Path(path)
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
     except OSError as error:
-        if path and not str(error.filename or "").startswith(path):
-            raise
-        raise RunDirectoryError(
-            "The scratch folder cannot be used.",
-            items=[f"{parent}: {error.strerror}"],
-            cause="it is missing, read-only or full",
-            fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
-        ) from None
+        raise _unusable(parent, error) from None
+    try:
+        yield Path(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file in the spool folder.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no room for it.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise _unusable(path.parent.parent, error) from None
+
+
+def _unusable(parent: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(
+        "The scratch folder cannot be used.",
+        items=[f"{parent}: {error.strerror}"],
+        cause="it is missing, read-only or full",
+        fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
+    )
+
+
+class _Shower:
+    """Folds events into the state that a view shows."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.state = RunState()
+
+    def see(self, event: Event) -> None:
+        apply(self.state, event, time.monotonic())
+
+    def tick(self) -> None:
+        advance(self.state, time.monotonic())
+        self.view.update(self.state)
 
 
 @contextmanager
-def shown(*, status: bool) -> Iterator[Callable[[Event], None]]:
-    """Yield the function that is told the events of a run, and show what comes of them."""
-    view, state = make_view(status), RunState()
-
-    def observe(event: Event) -> None:
-        apply(state, event, time.monotonic())
-        view.update(state)
-
+def shown(*, status: bool) -> Iterator[Observer]:
+    """Yield who is to be told the events of a run, and show what comes of them."""
+    shower = _Shower(make_view(status))
     try:
-        yield observe
+        yield shower
     finally:
-        view.close(state)
+        shower.view.close(shower.state)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -59,8 +58,8 @@ class Waiting:
         """Take the chunks of the next task; see :func:`policy.task_length`."""
         if self._alone:
             return [self._alone.popleft()]
-        first = list(itertools.islice(self._chunks, policy.MOST_CHUNKS))
-        weights = [policy.weight(chunk) for chunk in first]
+        weights = map(policy.weight, self._chunks)
         length = policy.task_length(weights, self._weight, running_s, slots, self.pace)
-        self._weight -= sum(weights[:length])
-        return [self._chunks.popleft() for _ in range(length)]
+        taken = [self._chunks.popleft() for _ in range(length)]
+        self._weight -= sum(map(policy.weight, taken))
+        return taken

@@ -82,7 +82,7 @@ class GuardedView:
     Parameters
     ----------
     view
-        The view, or a function that makes it when it is first needed.
+        The view.
     """
 
     def __init__(self, view: View) -> None:
@@ -173,14 +173,14 @@ def make_view(status: bool) -> View:
         If ``HEPSCALE_VIEW`` has another value.
     """
     requested = os.environ.get(_VARIABLE, "").strip().lower()
-    asks = _front_end_asks()
-    mode = choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr))
-    if not status:
-        return NullView()
     try:
-        return GuardedView(_build(mode, kernel=asks is not None))
+        asks = _front_end_asks()
+        mode = choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr))
+        return GuardedView(_build(mode, kernel=asks is not None)) if status else NullView()
+    except ConfigError:
+        raise
     except Exception as error:  # noqa: BLE001
-        logger.warning("The view %r cannot be made, the run goes on unseen: %r", mode, error)
+        logger.warning("No view can be made, the run goes on unseen: %r", error)
         return NullView()
 
 

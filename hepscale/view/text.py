@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from hepscale.view.state import RunState
 
 __all__ = [
-    "bytes_text",
     "chunks_text",
     "count_text",
     "duration_text",
@@ -61,12 +60,6 @@ def count_text(number: float) -> str:
         power += 1
     digits = 0 if abs(number) >= 99.95 else 1
     return f"{number:,.{digits}f} {_PREFIXES[power]}"
-
-
-def bytes_text(nbytes: float) -> str:
-    """Return a size, such as ``1.2 MB``; `nbytes` in bytes."""
-    number, _, prefix = count_text(nbytes).partition(" ")
-    return f"{number} {prefix}B"
 
 
 def duration_text(seconds: float, *, tenths: bool = False) -> str:

@@ -44,6 +44,8 @@ __all__ = ["RunWidget", "StaticView", "WidgetView", "final_bundle", "payload"]
 
 _WIDGET_S = 0.1
 _MOST_NOTICES = 5
+# In place of nothing, so that the others stay where they are when it becomes known.
+_UNKNOWN = "-"
 _VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _STATIC = files("hepscale.view") / "static"
 # IPython's display functions have no types.
@@ -56,11 +58,11 @@ def payload(state: RunState) -> dict[str, Any]:
     events = count_text(state.entries_done) + total
     facts = [
         ("Events", events if state.counts_entries or state.entries_done else ""),
-        ("Rate", rate_text(state)),
+        ("Rate", rate_text(state) or _UNKNOWN),
         ("Workers", workers_text(state)),
         ("Failures", failed_text(state)),
         ("Elapsed", duration_text(state.elapsed_s)),
-        ("Remaining", remaining_text(state).removesuffix(" left")),
+        ("Remaining", remaining_text(state).removesuffix(" left") or _UNKNOWN),
     ]
     return {
         "desc": one_line(state.desc, 60) or "Run",

@@ -261,11 +261,6 @@ def test_any_number_is_short(number: float) -> None:
         assert len(text.count_text(number)) <= 8
 
 
-def test_sizes_in_words() -> None:
-    assert text.bytes_text(5) == "5 B"
-    assert text.bytes_text(1_250_000) == "1.2 MB"
-
-
 def test_summary_of_a_good_run() -> None:
     state = started()
     apply(state, ChunksCounted(40, 2_000_000, 1, resumed=True), 101.0)

@@ -1,0 +1,106 @@
+"""Fixtures for all tests: a place of their own for what HepScale writes, and small input files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import support
+import uproot
+
+import hepscale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep journals, scratch folders and caches away from those of whoever runs the tests."""
+    top = tmp_path_factory.mktemp("hepscale")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, folder in (
+            ("HEPSCALE_RUN_DIR", "runs"),
+            ("HEPSCALE_SCRATCH_DIR", "scratch"),
+            ("XDG_CACHE_HOME", "cache"),
+        ):
+            (top / folder).mkdir()
+            patch.setenv(name, str(top / folder))
+        patch.setenv("HEPSCALE_VIEW", "off")
+        yield top
+        hepscale.shutdown()
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of small ROOT files; `good` ones hold the integers ``x`` that `support.value` says."""
+
+    good: list[str]
+    empty: str
+    no_tree: str
+    truncated: str
+    not_root: str
+    missing: str
+
+    @property
+    def fileset(self) -> dict[str, list[str]]:
+        return {"data": self.good}
+
+    def with_bad(self, name: str) -> dict[str, list[str]]:
+        """Return a fileset of the good files and one other."""
+        return {"data": [*self.good, getattr(self, name)]}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Write the input files."""
+    top = tmp_path_factory.mktemp("files")
+
+    def written(name: str, first: int, events: int, tree: str = "Events") -> str:
+        with uproot.recreate(top / name) as out:
+            out.mktree(tree, {"x": "int64", "pt": "var * float32"})
+            if events:
+                x = np.arange(first, first + events)
+                out[tree].extend({"x": x, "pt": [[1.0 * n] * (n % 3) for n in x]})
+        return str(top / name)
+
+    good = [written(f"good_{n}.root", 1000 * n, support.EVENTS) for n in range(3)]
+    whole = (top / "good_0.root").read_bytes()
+    (top / "truncated.root").write_bytes(whole[: len(whole) // 2])
+    (top / "page.root").write_text("<html>404 Not Found</html>\n" * 50)
+    return Files(
+        good,
+        empty=written("empty.root", 0, 0),
+        no_tree=written("no_tree.root", 0, 5, tree="Runs"),
+        truncated=str(top / "truncated.root"),
+        not_root=str(top / "page.root"),
+        missing=str(top / "no_such_file.root"),
+    )
+
+
+@pytest.fixture
+def settled() -> Iterator[None]:
+    """Check that a test leaves nothing but warm forkservers behind: no task, no file."""
+    yield
+    support.wait_for(lambda: not left_over(), 5)
+
+
+@pytest.fixture(scope="module")
+def nothing_left() -> Iterator[None]:
+    """Check, when the last test of a module is over, that `shutdown` leaves nothing at all."""
+    yield
+    hepscale.shutdown()
+    assert support.processes() == {}
+    assert os.listdir(os.environ["HEPSCALE_SCRATCH_DIR"]) == []
+
+
+def left_over() -> list[object]:
+    servers = {name.partition("/")[0] for name in support.scratch() if "/" not in name}
+    tasks = [pid for pid, command in support.processes().items() if "settings.json" not in command]
+    deeper = [name for name in support.scratch() if "/" in name and name not in servers]
+    forked = len(support.processes()) - len(servers)
+    return [*tasks, *deeper, *([f"{forked} processes too many"] if forked else [])]

@@ -1,0 +1,300 @@
+"""Inputs, filesets, options and folders that cannot be used: each a clear error, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import uproot
+from analysis import tally
+from coffea.nanoevents import BaseSchema
+from coffea.processor import IterativeExecutor, Runner
+from support import CHUNK, Gate, complete, failing, ranges, run, tally_of
+
+import hepscale
+from hepscale import HepScaleExecutor, run_uproot_job
+
+pytestmark = pytest.mark.usefixtures("settled", "nothing_left")
+
+
+def works(files):
+    assert run(tally, files.fileset) == tally_of(ranges(files.good))
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "also", "reason", "fix"),
+    [
+        ("missing", FileNotFoundError, "FileNotFoundError", "absolute paths"),
+        ("not_root", ValueError, "not a ROOT file", "file {path}"),
+        ("truncated", Exception, "", "copy the file again"),
+        ("no_tree", uproot.KeyInFileError, "Events", "uproot.open('{path}').keys()"),
+    ],
+)
+def test_file_that_cannot_be_read(files, bad, also, reason, fix):
+    path = getattr(files, bad)
+    error = failing(tally, files.with_bad(bad))
+    assert isinstance(error, also)
+    assert error.__cause__ is not None
+    assert error.fact == "1 of 4 files failed, 3 are counted."
+    assert path in str(error)
+    assert "data" in str(error)
+    assert reason in error.failed[0].reason
+    assert fix.format(path=path) in error.fix
+    assert error.cause
+    assert [one.file for one in error.failed] == [path]
+    works(files)
+
+
+def test_file_that_goes_away_between_metadata_and_events(files, tmp_path):
+    path = tmp_path / "good_7.root"
+    with uproot.recreate(path) as out:
+        out["Events"] = {"x": np.arange(20)}
+    runner = Runner(
+        executor=HepScaleExecutor(cores=2, retries=0, status=False),
+        schema=BaseSchema,
+        chunksize=CHUNK,
+        metadata_cache={},
+    )
+    chunks = list(runner.preprocess({"data": [*files.good, str(path)]}, treename="Events"))
+    path.unlink()
+    with pytest.raises(hepscale.ChunksFailed) as caught:
+        runner(chunks, processor_instance=tally, treename="Events")
+    error = complete(caught.value)
+    assert isinstance(error, FileNotFoundError)
+    assert {one.file for one in error.failed} == {str(path)}
+    assert error.partial_output == tally_of(ranges(files.good))
+
+
+def test_bad_files_can_be_skipped(files):
+    runner = Runner(
+        executor=HepScaleExecutor(cores=2, retries=0, status=False),
+        schema=BaseSchema,
+        chunksize=CHUNK,
+        skipbadfiles=True,
+    )
+    fileset = {"data": [*files.good, files.missing, files.no_tree]}
+    skipping = Runner(
+        executor=HepScaleExecutor(cores=2, retries=0, status=False),
+        schema=BaseSchema,
+        chunksize=CHUNK,
+        skipbadfiles=(OSError, uproot.KeyInFileError),
+    )
+    assert skipping(fileset, processor_instance=tally, treename="Events") == tally_of(
+        ranges(files.good)
+    )
+    with pytest.raises(uproot.KeyInFileError):
+        runner(fileset, processor_instance=tally, treename="Events")
+
+
+def test_empty_tree_is_a_result(files):
+    fileset = {"data": files.good[:1], "nothing": [files.empty]}
+    iterative = Runner(IterativeExecutor(status=False), schema=BaseSchema, chunksize=CHUNK)
+    expected = iterative(fileset, processor_instance=tally, treename="Events")
+    assert run(tally, fileset) == expected
+    alone = {"nothing": [files.empty]}
+    expected = iterative(alone, processor_instance=tally, treename="Events")
+    assert run(tally, alone) == expected
+    assert expected["events"] == 0
+
+
+# -- filesets and options ------------------------------------------------------------------------
+
+
+def job(files, fileset=None, **options):
+    fileset = files.fileset if fileset is None else fileset
+    options = {"cores": 2, "status": False, **options}
+    return run_uproot_job(
+        fileset, "Events", tally, HepScaleExecutor, options, chunksize=CHUNK, metadata_cache={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("fileset", "item"), [({}, ""), ({"dy": []}, "dy"), ({"tt": {"files": []}}, "tt")]
+)
+def test_empty_fileset(files, fileset, item):
+    with pytest.raises(hepscale.InputError, match=item) as caught:
+        job(files, fileset)
+    assert isinstance(complete(caught.value), ValueError)
+    works(files)
+
+
+def test_fileset_that_is_not_there(files):
+    with pytest.raises(hepscale.InputError, match=r"nowhere\.json") as caught:
+        job(files, "nowhere.json")
+    assert isinstance(complete(caught.value), FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("cores", 0),
+        ("cores", -1),
+        ("cores", 1.5),
+        ("cores", "2"),
+        ("cores", True),
+        ("memory_mb", 0),
+        ("retries", -1),
+        ("wall_s", 0),
+        ("wall_s", float("nan")),
+        ("wall_s", "1 h"),
+        ("engine", "slurm"),
+    ],
+)
+def test_option_that_cannot_be_used(files, option, value):
+    with pytest.raises(hepscale.ConfigError) as caught:
+        job(files, **{option: value})
+    error = complete(caught.value)
+    assert option in error.fact
+    assert repr(value) in error.fact
+    assert f"HepScaleExecutor({option}=" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("memory", "memory_mb"), ("core", "cores"), ("skip_bad_files", "skipbadfiles")],
+)
+def test_unknown_option_names_the_nearest(files, given, meant):
+    with pytest.raises(hepscale.ConfigError, match=repr(given)) as caught:
+        job(files, **{given: 1})
+    assert f'"{meant}": 1' in complete(caught.value).fix
+
+
+def test_unknown_option_that_is_like_no_other(files):
+    with pytest.raises(hepscale.ConfigError, match="'zzz'") as caught:
+        job(files, zzz=1)
+    assert "cores" in complete(caught.value).fix
+
+
+def test_former_options_only_warn(files):
+    with pytest.warns(UserWarning, match="tailtimeout"):
+        assert job(files, tailtimeout=5) == tally_of(ranges(files.good))
+
+
+def test_setting_that_cannot_be_used(files, monkeypatch):
+    monkeypatch.setenv("HEPSCALE_IDLE_S", "soon")
+    with pytest.raises(hepscale.ConfigError, match="HEPSCALE_IDLE_S='soon'") as caught:
+        job(files)
+    assert "unset HEPSCALE_IDLE_S" in complete(caught.value).fix
+
+
+# -- folders -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mounted(folder, options):
+    """Mount a small file system there; skip where this is not possible."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root; run the tests as root to see this one")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def unusable(path, variable, fact, files):
+    error = failing(tally, files.fileset, hepscale.RunDirectoryError)
+    assert str(path) in str(error)
+    assert fact in error.fact
+    assert f"export {variable}=" in error.fix
+    return error
+
+
+@pytest.mark.parametrize(
+    ("variable", "fact"),
+    [("HEPSCALE_RUN_DIR", "journals"), ("HEPSCALE_SCRATCH_DIR", "scratch folder")],
+)
+def test_folder_that_cannot_be_made(files, tmp_path, variable, fact):
+    (tmp_path / "file").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, str(tmp_path / "file" / "below"))
+        unusable(tmp_path / "file" / "below", variable, fact, files)
+    works(files)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("variable", "fact"),
+    [("HEPSCALE_RUN_DIR", "journals"), ("HEPSCALE_SCRATCH_DIR", "scratch folder")],
+)
+def test_read_only_folder(files, tmp_path, variable, fact):
+    with mounted(tmp_path / "ro", "ro") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, str(folder))
+        assert "Read-only" in str(unusable(folder, variable, fact, files))
+    works(files)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("variable", "fact"),
+    [("HEPSCALE_RUN_DIR", "journals"), ("HEPSCALE_SCRATCH_DIR", "scratch folder")],
+)
+def test_full_folder(files, tmp_path, variable, fact):
+    with mounted(tmp_path / "full", "size=16k") as folder, pytest.MonkeyPatch.context() as patch:
+        with (folder / "ballast").open("wb", buffering=0) as out, pytest.raises(OSError):
+            while True:
+                out.write(b"x" * 4096)
+        patch.setenv(variable, str(folder))
+        assert "No space left" in str(unusable(folder, variable, fact, files))
+        assert os.listdir(folder) == ["ballast"]
+    works(files)
+
+
+@pytest.mark.root
+def test_run_directory_that_fills_up_in_mid_run(files, tmp_path, capsys):
+    def large(events):
+        noise = np.random.default_rng(events.metadata["entrystart"]).integers(0, 1 << 60, 5_000)
+        return {**tally(events), "noise": noise}
+
+    chunks = ranges(files.good)
+    with mounted(tmp_path / "small", "size=100k") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEPSCALE_VIEW", "lines")
+        out = run(large, files.fileset, run_dir=folder, status=True)
+        noise = out.pop("noise")
+        assert out == tally_of(chunks)
+        expected = sum(
+            np.random.default_rng(start).integers(0, 1 << 60, 5_000) for _, start, _ in chunks
+        )
+        assert (noise == expected).all()
+        shown = "".join(capsys.readouterr())
+        assert shown.count("This run cannot be resumed: No space left on device") == 1
+
+
+@pytest.mark.root
+def test_scratch_folder_that_fills_up_in_mid_run(files, tmp_path):
+    gate = Gate(tmp_path / "gate")
+
+    def waits(events):
+        if events.metadata["entrystart"] == 2 * CHUNK:
+            gate.wait()
+        return tally(events)
+
+    with mounted(tmp_path / "small", "size=1m") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEPSCALE_SCRATCH_DIR", str(folder))
+        run(tally, files.fileset)
+
+        def fills(events):
+            with open(folder / "ballast", "wb", buffering=0) as out:
+                try:
+                    while True:
+                        out.write(b"x" * 4096)
+                except OSError:
+                    pass
+            return tally(events)
+
+        def fills_late(events):
+            return fills(events) if events.metadata["entrystart"] == 2 * CHUNK else tally(events)
+
+        error = failing(fills_late, files.fileset, hepscale.RunDirectoryError)
+        assert str(folder) in str(error)
+        os.unlink(folder / "ballast")
+        hepscale.shutdown()
+        assert os.listdir(folder) == []
+    works(files)
