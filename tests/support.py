@@ -28,12 +28,22 @@ CHUNK = 10
 
 
 def run(
-    processor: Any, fileset: Any, *, chunksize: int = CHUNK, treename: str = "Events", **options: Any
+    processor: Any,
+    fileset: Any,
+    *,
+    chunksize: int = CHUNK,
+    metadata_cache: Any = None,
+    **options: Any,
 ) -> Any:
     """Run through `HepScaleExecutor`; chunks that raise are not repeated unless asked for."""
     options = {"cores": 2, "retries": 0, "status": False, **options}
-    runner = Runner(executor=HepScaleExecutor(**options), schema=BaseSchema, chunksize=chunksize)
-    return runner(fileset, processor_instance=processor, treename=treename)
+    runner = Runner(
+        executor=HepScaleExecutor(**options),
+        schema=BaseSchema,
+        chunksize=chunksize,
+        metadata_cache=metadata_cache,
+    )
+    return runner(fileset, processor_instance=processor, treename="Events")
 
 
 def ranges(files: Collection[str], chunksize: int = CHUNK) -> set[tuple[str, int, int]]:
@@ -78,6 +88,7 @@ def failing(
     """Run, and return the error that this ends with, which has to be a complete one of ours."""
     with pytest.raises(kind) as caught:
         run(processor, fileset, **options)
+    print(caught.value)
     return complete(caught.value)
 
 

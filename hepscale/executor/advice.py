@@ -23,6 +23,8 @@ class _Known(NamedTuple):
     fix: str
 
 
+_DAMAGED = "the file is truncated or damaged: a copy that was interrupted"
+_COPY = "copy the file again, or leave it out of the fileset: FILE"
 # of failures within a line of the analysis
 _IN_ANALYSIS = (
     _Known(
@@ -40,6 +42,8 @@ _IN_ANALYSIS = (
         "a module that is not installed here, or imported in a way that cannot be seen in advance",
         "pip install it, or import it at the top of the notebook",
     ),
+    _Known("expected Chunk of length", _DAMAGED, _COPY),
+    _Known("DeserializationError", _DAMAGED, _COPY),
     _Known(
         "KeyboardInterrupt",
         "process() or something that it calls raises KeyboardInterrupt",
@@ -71,11 +75,7 @@ _ELSEWHERE = (
         "the file is of another format, or an error page that was downloaded in its place",
         "look at it: file FILE; or set skipbadfiles=(ValueError,) to go on without such files",
     ),
-    _Known(
-        "uproot",
-        "the file is truncated or damaged: a copy that was interrupted",
-        "copy the file again, or leave it out of the fileset",
-    ),
+    _Known("uproot", _DAMAGED, _COPY),
     _Known(
         "SIGSEGV",
         "compiled code that process() calls crashes on this chunk",
@@ -135,9 +135,7 @@ def error_for(
         )
     else:
         error = _failed(outcome, unwrap, unit)
-    # metadata of files are no output to anybody
-    error.partial_output = None if unit == "file" else outcome.output
-    error.failed = outcome.failed
+    error.partial_output, error.failed = outcome.output, outcome.failed
     return error
 
 

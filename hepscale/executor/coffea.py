@@ -18,7 +18,7 @@ from coffea.processor.executor import ExecutorBase, FileMeta, WorkItem
 
 from hepscale.config import Settings, load_settings
 from hepscale.env import local
-from hepscale.errors import ConfigError
+from hepscale.errors import ConfigError, HepScaleError
 from hepscale.executor import advice, journal, payload, session, unpickle
 from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
@@ -126,24 +126,28 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         RunError
             If the run ended without an output to return, or was to read metadata of files.
         PayloadError, EngineError, RunDirectoryError
-            If the run could not begin, or could not go on.
+            If the run could not begin, or could not go on and nothing was counted.
         """
         items = list(items)
         if not items:
             return accumulator, 0
-        outcome = self._run(items, function)
-        output = outcome.output
+        error: HepScaleError | None = None
+        try:
+            outcome = self._run(items, function)
+            output = outcome.output
+            if outcome.status != "done":
+                error = advice.error_for(outcome, _unwrap, self.unit)
+        except HepScaleError as caught:
+            error, output = caught, caught.partial_output
+        if error is not None and (output is None or isinstance(items[0], FileMeta)):
+            # coffea looks at a returned exception only beside an output, and not for metadata
+            error.partial_output = None
+            raise error
         if accumulator is not None and output is not None:
             output = accumulate([output], accumulator)
         elif output is None:
             output = accumulator
-        if outcome.status == "done":
-            return output, 0
-        error = advice.error_for(outcome, _unwrap, self.unit)
-        # coffea looks at a returned exception only beside an output, and not at all for metadata
-        if output is None or isinstance(items[0], FileMeta):
-            raise error
-        return output, error
+        return output, error or 0
 
     def close(self) -> None:
         """End the warm workers that no other run uses, and remove what they left on disk."""

@@ -61,7 +61,8 @@ def from_frame(
     exceptions = _load(payload)
     core = next((one for one in told if not wraps(one["type"], one["message"])), told[-1])
     where = _user_line(told)
-    reason = f"{core['type']}: {core['message']}" if core["message"] else core["type"]
+    kind = core["type"].rpartition(".")[2]
+    reason = f"{kind}: {core['message']}" if core["message"] else kind
     if meta["kind"] == "output":
         reason = f"its output{meta['path']} cannot be pickled ({reason})"
     reason = " ".join(reason.split())

@@ -25,13 +25,16 @@ __all__ = [
 ]
 
 # a task lasts at least this long, and this many times what starting it costs
-LEAST_TASK_S = 0.4
+LEAST_TASK_S = 0.8
 LEAST_TASK_OVERHEADS = 10
 # and at most this long: a slot that turns out to be slow holds up no more than this
 MOST_TASK_S = 60.0
 # what is left is handed out in this many rounds: a slot that is three times as slow as the others
 # still ends with them
-ROUNDS = 4
+ROUNDS = 3
+# and a task is at most this many times as long as what each slot has done so far: what is known
+# of a few chunks is not enough to plan a long task on
+GROWTH = 4
 MOST_CHUNKS = 5_000
 # merging may take this share of the manager's time
 MERGE_SHARE = 0.25
@@ -129,8 +132,7 @@ def task_length(
     least_s = max(LEAST_TASK_S, LEAST_TASK_OVERHEADS * pace.overhead_s)
     # if this slot did nothing else from now on, all slots would end together
     share_s = (total_weight * unit_s + running_s) / slots
-    # what is known of a few chunks is not enough to plan a long task on
-    longest_s = min(share_s / ROUNDS, pace.learnt_s / slots, MOST_TASK_S)
+    longest_s = min(share_s / ROUNDS, GROWTH * pace.learnt_s / slots)
     wanted_s = min(max(longest_s, least_s), share_s, MOST_TASK_S)
     length, sum_s = 0, 0.0
     for one in islice(weights, MOST_CHUNKS):

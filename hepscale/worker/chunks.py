@@ -24,6 +24,8 @@ __all__ = ["run_task"]
 
 # streaming may cost a task one twentieth of its time
 _STREAM_SHARE = 0.05
+# and what it streams fills the manager's disk at no more than this rate
+_STREAM_MB_S = 2.0
 # output that waits for the next frame may hold this much memory
 _PENDING_MB = 256.0
 _LONGEST_MESSAGE = 10_000
@@ -37,13 +39,21 @@ class _Emitter:
         self._ids = {"task": spec["task"], "attempt": spec["attempt"]}
         self._level = spec["compression"]
         self._sequence = 0
+        self._size = 0
 
-    def emit(self, kind: Kind, payload: bytes = b"", /, **meta: Any) -> None:
+    def emit(self, kind: Kind, payload: bytes = b"", /, **meta: Any) -> int:
+        """Append a frame; return its size in bytes."""
         data = encode(kind, self._sequence, {**self._ids, **meta}, payload, self._level)
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view.nbytes:
+                view = view[os.write(self._fd, view) :]
+        except OSError:
+            os.ftruncate(self._fd, self._size)
+            raise
         self._sequence += 1
+        self._size += len(data)
+        return len(data)
 
 
 class _Pending:
@@ -95,6 +105,7 @@ class _Runner:
         self.pid = os.getpid()
         self.last_s = time.monotonic()
         self.frame_cost_s = 0.0
+        self.frame_mb = 0.0
         self.rss_mb = _rss_mb()
         self.clock = {"process": 0.0, "merge": 0.0, "stream": 0.0}
 
@@ -132,7 +143,9 @@ class _Runner:
     def _is_due(self) -> bool:
         if self.isolate or _rss_mb() - self.rss_mb > _PENDING_MB:
             return True
-        wait_s = max(self.interval_s, self.frame_cost_s / _STREAM_SHARE)
+        wait_s = max(
+            self.interval_s, self.frame_cost_s / _STREAM_SHARE, self.frame_mb / _STREAM_MB_S
+        )
         return time.monotonic() - self.last_s >= wait_s
 
     def flush(self) -> None:
@@ -147,13 +160,14 @@ class _Runner:
                 raise _TaskStopped("isolate") from error
             self._failed(pending.keys[0], error, kind="output", path=_find_culprit(self, pending))
         else:
-            self.emitter.emit(
+            size = self.emitter.emit(
                 Kind.OUTPUT,
                 payload,
                 chunks=pending.keys,
                 entries=pending.entries,
                 spent_s=pending.spent_s,
             )
+            self.frame_mb = size / 1e6
         pending.clear()
         self.last_s = time.monotonic()
         self.frame_cost_s = self.last_s - begun
@@ -189,8 +203,12 @@ class _Runner:
 def run_task(folder: str) -> None:
     """Run the task whose folder is `folder` (an absolute path), and write its frames.
 
-    Raises nothing: what goes wrong becomes a frame, or, if frames cannot be written, the text on
-    standard error and the exit code 1 of the process.
+    What goes wrong becomes a frame.
+
+    Raises
+    ------
+    OSError
+        If frames cannot be written; the file then ends with a whole one.
     """
     started = time.monotonic()
     before = set(sys.modules)
@@ -204,18 +222,19 @@ def run_task(folder: str) -> None:
             payload = pickle.load(file)
         with open(os.path.join(folder, "work"), "rb") as file:
             work = pickle.load(file)
-        loaded = time.monotonic() - started
         runner = _Runner(spec, payload, emitter)
-        clock = runner.clock
-        clock["load"] = loaded
-        runner.run(work)
-    except _TaskStopped as stop:
-        stopped = stop.why
     except BaseException as error:
         # neither function nor chunks could be loaded here: a fact about the task, not a chunk
         chain = [_describe(one) for one in _chain(error)]
         emitter.emit(Kind.FAILED, key="", kind="exception", exceptions=chain, path="")
         stopped = "broken"
+    else:
+        clock = {"load": time.monotonic() - started}
+        try:
+            runner.run(work)
+        except _TaskStopped as stop:
+            stopped = stop.why
+        clock.update(runner.clock)
     _note_modules(folder, set(sys.modules) - before)
     emitter.emit(
         Kind.DONE, stopped=stopped, wall_s=time.monotonic() - started, cpu_s=_cpu_s(), clock=clock

@@ -40,6 +40,8 @@ _WATCH_S = 0.05
 _IDLE_LOOK_S = 1.0
 # more of what a task prints is not kept
 _MOST_OUTPUT_BYTES = 1_000_000
+# a task that fails with less room than this on its disk fails for want of it
+_LEAST_ROOM_BYTES = 1 << 16
 # what the kernel enforces lies above what we watch: it is for growth faster than we look
 _HARD_FACTOR, _HARD_EXTRA_MB = 1.25, 256
 # they start threads or devices when imported, which a fork does not survive
@@ -110,6 +112,8 @@ class _TaskProcess:
         elif code:
             status = "died"
             detail = f"exit code {code}" if code > 0 else f"signal {-code} ({_signal_name(-code)})"
+            if code > 0 and _is_full(self.dir):
+                detail += ", its folder is full"
         return {
             "ev": "ended",
             "id": self.id,
@@ -371,6 +375,13 @@ def _kill_strays(tasks: set[int]) -> None:
             with contextlib.suppress(OSError):
                 if os.getsid(pid) not in tasks:
                     os.kill(pid, signal.SIGKILL)
+
+
+def _is_full(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        there = os.statvfs(folder)
+        return there.f_bavail * there.f_frsize < _LEAST_ROOM_BYTES
+    return False
 
 
 def _cut_output(path: str) -> None:

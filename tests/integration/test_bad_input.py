@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 import uproot
-from analysis import tally
+from analysis import tally, where
 from coffea.nanoevents import BaseSchema
 from coffea.processor import IterativeExecutor, Runner
-from support import CHUNK, Gate, complete, failing, ranges, run, tally_of
+from support import CHUNK, EVENTS, broken, complete, failing, ranges, run, tally_of
 
 import hepscale
 from hepscale import HepScaleExecutor, run_uproot_job
@@ -30,25 +30,37 @@ def works(files):
 @pytest.mark.parametrize(
     ("bad", "also", "reason", "fix"),
     [
-        ("missing", FileNotFoundError, "FileNotFoundError", "absolute paths"),
-        ("not_root", ValueError, "not a ROOT file", "file {path}"),
-        ("truncated", Exception, "", "copy the file again"),
+        ("missing", FileNotFoundError, "No such file or directory", "ls -l {path};"),
+        ("not_root", ValueError, "not a ROOT file", "file {path};"),
+        ("truncated", OSError, "received 0 bytes", "copy the file again"),
         ("no_tree", uproot.KeyInFileError, "Events", "uproot.open('{path}').keys()"),
     ],
 )
 def test_file_that_cannot_be_read(files, bad, also, reason, fix):
     path = getattr(files, bad)
-    error = failing(tally, files.with_bad(bad))
+    error = failing(tally, files.with_bad(bad), metadata_cache={})
     assert isinstance(error, also)
     assert error.__cause__ is not None
-    assert error.fact == "1 of 4 files failed, 3 are counted."
+    assert error.fact == "1 of 4 files cannot be read."
+    assert error.partial_output is None
     assert path in str(error)
-    assert "data" in str(error)
+    # which functions of coffea and uproot came upon it is of no use to anybody
+    assert len(str(error).splitlines()) < 10
     assert reason in error.failed[0].reason
     assert fix.format(path=path) in error.fix
     assert error.cause
     assert [one.file for one in error.failed] == [path]
     works(files)
+
+
+def test_file_whose_end_is_missing(files):
+    error = failing(tally, files.with_bad("cut_short"), chunksize=1500)
+    assert isinstance(error, OSError)
+    assert broken(error) == {("good_9.root", 3000, 4500), ("good_9.root", 4500, 6000)}
+    assert error.partial_output == tally_of(
+        {("good_9.root", 0, 1500), ("good_9.root", 1500, 3000), *ranges(files.good, EVENTS)}
+    )
+    assert "copy the file again" in error.fix
 
 
 def test_file_that_goes_away_between_metadata_and_events(files, tmp_path):
@@ -115,7 +127,7 @@ def job(files, fileset=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("fileset", "item"), [({}, ""), ({"dy": []}, "dy"), ({"tt": {"files": []}}, "tt")]
+    ("fileset", "item"), [({}, "is empty"), ({"dy": []}, "dy"), ({"tt": {"files": []}}, "tt")]
 )
 def test_empty_fileset(files, fileset, item):
     with pytest.raises(hepscale.InputError, match=item) as caught:
@@ -247,54 +259,67 @@ def test_full_folder(files, tmp_path, variable, fact):
     works(files)
 
 
+def noisy(events):
+    begin = events.metadata["entrystart"]
+    return {**tally(events), "noise": np.random.default_rng(begin).integers(0, 1 << 60, 5_000)}
+
+
 @pytest.mark.root
 def test_run_directory_that_fills_up_in_mid_run(files, tmp_path, capsys):
-    def large(events):
-        noise = np.random.default_rng(events.metadata["entrystart"]).integers(0, 1 << 60, 5_000)
-        return {**tally(events), "noise": noise}
-
     chunks = ranges(files.good)
     with mounted(tmp_path / "small", "size=100k") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPSCALE_VIEW", "lines")
-        out = run(large, files.fileset, run_dir=folder, status=True)
-        noise = out.pop("noise")
+        out = run(noisy, files.fileset, run_dir=folder, status=True)
+        noise = [np.random.default_rng(begin).integers(0, 1 << 60, 5_000) for _, begin, _ in chunks]
+        assert (out.pop("noise") == sum(noise)).all()
         assert out == tally_of(chunks)
-        expected = sum(
-            np.random.default_rng(start).integers(0, 1 << 60, 5_000) for _, start, _ in chunks
-        )
-        assert (noise == expected).all()
         shown = "".join(capsys.readouterr())
         assert shown.count("This run cannot be resumed: No space left on device") == 1
 
 
 @pytest.mark.root
 def test_scratch_folder_that_fills_up_in_mid_run(files, tmp_path):
-    gate = Gate(tmp_path / "gate")
-
-    def waits(events):
-        if events.metadata["entrystart"] == 2 * CHUNK:
-            gate.wait()
-        return tally(events)
-
-    with mounted(tmp_path / "small", "size=1m") as folder, pytest.MonkeyPatch.context() as patch:
+    with mounted(tmp_path / "small", "size=2m") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPSCALE_SCRATCH_DIR", str(folder))
-        run(tally, files.fileset)
 
         def fills(events):
-            with open(folder / "ballast", "wb", buffering=0) as out:
-                try:
+            out = noisy(events)
+            if where(events) == ("good_1.root", 20, 30):
+                with open(folder / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
                     while True:
-                        out.write(b"x" * 4096)
-                except OSError:
-                    pass
-            return tally(events)
+                        ballast.write(b"x" * 4096)
+            return out
 
-        def fills_late(events):
-            return fills(events) if events.metadata["entrystart"] == 2 * CHUNK else tally(events)
-
-        error = failing(fills_late, files.fileset, hepscale.RunDirectoryError)
-        assert str(folder) in str(error)
+        error = failing(fills, files.fileset, hepscale.RunDirectoryError, compression=None)
+        assert f"{folder}: No space left" in str(error)
+        out = error.partial_output
+        out.pop("noise")
+        assert out == tally_of(out["chunks"])
+        assert 0 < len(out["chunks"]) < len(ranges(files.good))
         os.unlink(folder / "ballast")
+        hepscale.shutdown()
+        assert os.listdir(folder) == []
+    works(files)
+
+
+@pytest.mark.root
+def test_chunk_that_writes_more_than_there_is_room_for(files, tmp_path):
+    with mounted(tmp_path / "small", "size=2m") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEPSCALE_SCRATCH_DIR", str(folder))
+
+        def fills(events):
+            if where(events) == ("good_1.root", 20, 30):
+                with open("own", "wb", buffering=0) as ballast, suppress(OSError):
+                    while True:
+                        ballast.write(b"x" * 4096)
+            return noisy(events)
+
+        error = failing(fills, files.fileset, compression=None, retries=1, cores=1)
+        assert broken(error) == {("good_1.root", 20, 30)}
+        assert "its folder is full" in error.failed[0].reason
+        assert "HEPSCALE_SCRATCH_DIR" in error.fix
+        error.partial_output.pop("noise")
+        assert error.partial_output == tally_of(ranges(files.good) - broken(error))
         hepscale.shutdown()
         assert os.listdir(folder) == []
     works(files)

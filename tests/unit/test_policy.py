@@ -46,6 +46,8 @@ class Farm:
         Starting a task costs this.
     first_s
         The first chunk of each slot costs this much more.
+    opening_s
+        The first chunk of each task costs this much more.
     chunk_s
         Seconds that each chunk costs its task besides the time that its frame tells.
     """
@@ -55,6 +57,7 @@ class Farm:
     speeds: tuple[float, ...] = (1.0,) * 4
     overhead_s: float = 0.02
     first_s: float = 0.0
+    opening_s: float = 0.0
     chunk_s: float = 0.0
     merge_s: float = 0.002
     tasks: list[Sent] = field(default_factory=list)
@@ -102,6 +105,7 @@ class Farm:
             frame_s, since_s, weight = 0.0, ended_s, 0
             for chunk in chunks:
                 cost_s = self.costs[chunk.item] / self.speeds[slot] + self.first_s * first
+                cost_s += self.opening_s * (chunk is chunks[0])
                 first = False
                 ended_s += cost_s + self.chunk_s
                 spent_s += cost_s

@@ -42,6 +42,7 @@ _LOOK_S = 0.01
 _MOST_BYTES = 8 << 20
 _MOST_RESTARTS = 3
 _TAIL_BYTES = 4096
+_LEAST_ROOM_BYTES = 1 << 16
 
 
 @dataclass
@@ -105,8 +106,10 @@ class LocalEngine:
         # tasks see the variables as they are now, not as they were when the worker started
         self._environ = self._server.folder / f"environ-{self._socket.fileno()}-{time.time_ns()}"
         environ = {**dict.fromkeys(warm.SINGLE_THREADED, "1"), **os.environ}
-        self._environ.write_text(json.dumps(environ))
-        self._environ.chmod(0o600)
+        try:
+            self._environ.write_text(json.dumps(environ))
+        except OSError as error:
+            raise self._no_room(error) from None
 
     def submit(self, task: Task) -> None:
         """Queue `task`."""
@@ -155,12 +158,7 @@ class LocalEngine:
                 _write_task(folder, task)
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                raise RunDirectoryError(
-                    "The scratch folder for workers cannot be written.",
-                    items=[f"{self._settings.scratch_dir}: {error.strerror}"],
-                    cause="the disk is full",
-                    fix="export HEPSCALE_SCRATCH_DIR=<a folder with more room>",
-                ) from None
+                raise self._no_room(error) from None
             self._running[task.id] = _Running(task, folder)
             self._send(
                 {
@@ -171,6 +169,25 @@ class LocalEngine:
                     "environ": str(self._environ),
                 }
             )
+
+    def _no_room(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            "The scratch folder for workers cannot be written.",
+            items=[f"{self._settings.scratch_dir}: {error.strerror}"],
+            cause="the disk is full",
+            fix="export HEPSCALE_SCRATCH_DIR=<a folder with more room>",
+        )
+
+    def _check_room(self) -> None:
+        """Raise where not even a small file can be written: no task would tell its result."""
+        if self._server is not None:
+            path = self._server.folder / "room"
+            try:
+                path.write_bytes(bytes(_LEAST_ROOM_BYTES))
+            except OSError as error:
+                raise self._no_room(error) from None
+            finally:
+                path.unlink(missing_ok=True)
 
     def _send(self, message: dict[str, Any]) -> None:
         # a lost forkserver is noticed, and said, when we listen to it
@@ -215,14 +232,17 @@ class LocalEngine:
 
     def _tail(self) -> None:
         for running in list(self._running.values()):
-            # a task that has ended is reported once nothing is left to be read
             data = running.read()
             if data:
                 self._events.append(FrameBytes(running.task.id, data))
-            elif running.ended is not None:
+            # a task that has ended is reported once nothing is left to be read
+            if running.ended is not None and len(data) < _MOST_BYTES:
                 self._events.append(running.ended)
                 del self._running[running.task.id]
                 running.remove()
+                if running.ended.status == "died":
+                    # what it had written itself is gone by now
+                    self._check_room()
         self._place()
 
     def _lost(self) -> None:

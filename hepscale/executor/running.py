@@ -1,0 +1,64 @@
+"""A task that an engine has, and what is known of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hepscale.executor import policy
+from hepscale.worker.frames import FrameReader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hepscale.executor.task import ChunkKey, Task
+
+__all__ = ["Running"]
+
+
+@dataclass
+class Running:
+    """A task from its submission to its end.
+
+    Attributes
+    ----------
+    reader
+        Turns the bytes of its frame file into frames.
+    owed
+        Its chunks that it has not reported yet, by key.
+    current, begun_s
+        The chunk that it began last, and when we heard of it.
+    spent_s
+        Seconds that its reported chunks took.
+    done
+        What its last frame says, once that has come.
+    over_wall
+        Whether it was cancelled because its chunk took too long.
+    """
+
+    task: Task
+    sent_s: float = field(default_factory=time.monotonic)
+    reader: FrameReader = field(default_factory=FrameReader)
+    current: ChunkKey | None = None
+    begun_s: float = 0.0
+    spent_s: float = 0.0
+    done: Mapping[str, Any] | None = None
+    over_wall: bool = False
+
+    def __post_init__(self) -> None:
+        self.owed = {chunk.key: chunk for chunk in self.task.chunks}
+        self._weight = sum(map(policy.weight, self.task.chunks))
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was submitted."""
+        return time.monotonic() - self.sent_s
+
+    def left_s(self, unit_s: float) -> float:
+        """Return how many seconds of work it has still before it, at this pace."""
+        return max(self._weight * unit_s - self.age_s, 0.0)
+
+    def is_over(self, wall_s: float) -> bool:
+        """Whether its present chunk has taken longer than `wall_s`."""
+        return self.current is not None and time.monotonic() - self.begun_s > wall_s
