@@ -19,6 +19,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round, fewer chunks: minutes")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (5; 1 with --quick)")
     parser.add_argument(
+        "--again",
+        type=int,
+        default=0,
+        metavar="N",
+        help="repeat a measurement up to N times while others use more than a tenth of the cores",
+    )
+    parser.add_argument(
         "--only", choices=sections.SECTIONS, action="append", help="only this section; repeatable"
     )
     return parser.parse_args()
@@ -32,7 +39,7 @@ def main() -> None:
     home.mkdir(parents=True, exist_ok=True)
     lines = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=home) as folder:
-        rounds = Rounds(Path(folder))
+        rounds = Rounds(Path(folder), arguments.again)
         for name in arguments.only or sections.SECTIONS:
             lines += sections.SECTIONS[name](rounds, number, quick=arguments.quick)
     if arguments.json:

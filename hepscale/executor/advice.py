@@ -183,8 +183,8 @@ def _item(failure: ChunkFailure) -> str:
 
 def _detail(failure: ChunkFailure, *, is_known: bool) -> str:
     # how a library came upon a bad file is of no use; the record of the failure has it
-    is_told = failure.traceback and (failure.where or not is_known)
-    parts = [failure.traceback] if is_told else []
+    is_told = failure.kind != "output" and (failure.where or not is_known)
+    parts = [failure.traceback] if failure.traceback and is_told else []
     if failure.output_tail.strip():
         parts.append(f"The last that it printed:\n{failure.output_tail.strip()}")
     return "\n\n".join(parts)

@@ -57,14 +57,17 @@ def from_frame(
     wraps
         Says of an exception's type and message that it only wraps its cause.
     """
-    told = [_with_sources(one, sources) for one in meta["exceptions"]]
+    every = [_with_sources(one, sources) for one in meta["exceptions"]]
+    told = [one for one in every if not wraps(one["type"], one["message"])] or every
     exceptions = _load(payload)
-    core = next((one for one in told if not wraps(one["type"], one["message"])), told[-1])
+    core = told[0]
     where = _user_line(told)
     kind = core["type"].rpartition(".")[2]
     reason = f"{kind}: {core['message']}" if core["message"] else kind
     if meta["kind"] == "output":
-        reason = f"its output{meta['path']} cannot be pickled ({reason})"
+        # coffea keeps what process() returns under this name
+        path = meta["path"].removeprefix("['out']")
+        reason = f"its output{path} cannot be pickled ({reason})"
     reason = " ".join(reason.split())
     return ChunkFailure(
         chunk.dataset,

@@ -17,7 +17,7 @@ from hepscale.executor.task import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hepscale.executor.job import Job, Observer
     from hepscale.executor.ledger import Ledger
@@ -49,15 +49,21 @@ class Faults:
         self._observer = observer
         self._in_a_row: list[ChunkFailure] = []
         self._attempts: dict[ChunkKey, int] = {}
+        # from a part to the chunk that it was once split from, and how many single events of that
+        # chunk were too large, one after the other
+        self._wholes: dict[ChunkKey, ChunkKey] = {}
+        self._too_large: dict[ChunkKey, int] = {}
         self._files = len({chunk.file for chunk in ledger.chunks.values()})
 
     def attempt(self, chunk: Chunk) -> int:
         """Return the number of the next attempt at a chunk, from 1."""
         return 1 + self._attempts.get(chunk.key, 0)
 
-    def a_chunk_worked(self) -> None:
-        """Take note of a chunk that was counted: failures are no longer in a row."""
+    def worked(self, keys: Iterable[ChunkKey]) -> None:
+        """Take note of chunks that were counted: failures are no longer in a row."""
         self._in_a_row.clear()
+        for key in keys:
+            self._too_large.pop(self._wholes.get(key, key), None)
 
     def stop_early(self) -> bool:
         """Whether to end the run because chunk after chunk fails in the same way."""
@@ -149,14 +155,20 @@ class Faults:
             self._waiting.put_alone([culprit])
         else:
             detail = event.detail or "it left without a result"
-            reason = f"its process ended {attempts} times: {detail}"
+            ended = "ended" if attempts == 1 else f"ended {attempts} times"
+            reason = f"its process {ended}: {detail}"
             self._give_up(culprit.key, "died", reason, attempts, tail)
         return rest
 
     def _split(self, chunk: Chunk) -> bool:
+        whole = self._wholes.get(chunk.key, chunk.key)
         parts = self._job.split(chunk)
         if parts is None:
+            self._too_large[whole] = self._too_large.get(whole, 0) + 1
             return False
+        if not policy.may_split(self._too_large.get(whole, 0)):
+            return False
+        self._wholes.update({part.key: whole for part in parts})
         self._ledger.split(chunk.key, parts)
         self._output.note_split(chunk.key, [part.key for part in parts])
         self._waiting.put_alone(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor import unpickle
@@ -16,22 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Output"]
 
-log = logging.getLogger(__name__)
-
 
 class Output:
     """Adds up frames; each goes into the journal once it is merged.
 
     Outputs are merged in place, which is fast but leaves a damaged value behind when it fails
-    halfway. The value is then made again from what was kept of it, and from there on merging
-    makes a new object each time.
+    halfway. The value is then made again from the journal, and from there on merging makes a new
+    object each time; so it does from the start without a whole journal.
     """
 
     def __init__(self, merge: Callable[..., Any], journal: Journal | None) -> None:
         self.value: Any = None
         self._merge = merge
         self._journal = journal
-        self._in_place = True
+        self._in_place = journal is not None
 
     @property
     def journal_failure(self) -> str:
@@ -41,6 +38,8 @@ class Output:
     def add(self, frame: Frame) -> Exception | None:
         """Merge a frame; return why it cannot be merged, in which case it leaves no trace."""
         payload = frame.payload
+        if self.journal_failure:
+            self._in_place = False
         if payload:
             try:
                 self._add_value(unpickle.loads(payload))
@@ -68,9 +67,7 @@ class Output:
 
     def _make_again(self) -> None:
         self.value = None
-        if self._journal is None or self._journal.failed:
-            log.error("without a journal the output before the failed merge is lost")
-            return
-        for frame in self._journal.frames():
+        frames = self._journal.frames() if self._journal is not None else ()
+        for frame in frames:
             if frame.kind is Kind.OUTPUT and (payload := frame.payload):
                 self._add_value(unpickle.loads(payload))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pace",
     "frame_interval_s",
+    "may_split",
     "may_try_again",
     "signature",
     "stop_early",
@@ -152,6 +153,14 @@ def frame_interval_s(slots: int, pace: Pace) -> float:
 def may_try_again(attempts: int, retries: int) -> bool:
     """Whether a chunk whose worker died `attempts` times is run again."""
     return attempts <= retries
+
+
+def may_split(too_large: int) -> bool:
+    """Whether to go on splitting a chunk of which so many single events, in a row, were too large.
+
+    If every event is too large, then a chunk of 100,000 would become as many tasks.
+    """
+    return too_large < SAME_FAILURES
 
 
 def signature(failure: ChunkFailure) -> tuple[str, str]:

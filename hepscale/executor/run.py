@@ -263,7 +263,7 @@ class Run:
         total = sum(policy.weight(self._ledger.chunks[key]) for key in keys)
         pace = self._waiting.pace.after_chunks(spent_s, total)
         self._waiting.pace = pace.after_merge(time.monotonic() - begun_s)
-        self._faults.a_chunk_worked()
+        self._faults.worked(keys)
         self._observe(ChunksCounted(len(keys), sum(entries), len(frame.raw)))
         self._tell_journal_failure()
 

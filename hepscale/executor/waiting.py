@@ -42,9 +42,12 @@ class Waiting:
         self._chunks.extendleft(reversed(chunks))
         self._weight += sum(map(policy.weight, chunks))
 
-    def put_alone(self, chunks: Iterable[Chunk]) -> None:
-        """Queue chunks that get a task each, before all others: they may take it down."""
-        self._alone.extend(chunks)
+    def put_alone(self, chunks: Sequence[Chunk]) -> None:
+        """Queue chunks that get a task each, before all others: they may take it down.
+
+        The last ones come first: the way down to one event that is too large is then short.
+        """
+        self._alone.extendleft(reversed(chunks))
 
     def isolate(self, chunks: Iterable[Chunk]) -> None:
         """Let each of these chunks, whenever it runs, report its output on its own."""

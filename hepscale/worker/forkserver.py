@@ -30,7 +30,7 @@ import time
 import types
 from typing import Any
 
-from . import chunks, scratch
+from . import chunks, proc, scratch
 
 __all__ = ["main"]
 
@@ -97,7 +97,7 @@ class _TaskProcess:
             os.kill(self.pid, signal.SIGKILL)
 
     def watch(self) -> None:
-        used_mb = sum(_rss_mb(pid) for pid in _family(self.pid))
+        used_mb = sum(proc.rss_mb(pid) for pid in proc.family(self.pid))
         self.peak_mb = max(self.peak_mb, used_mb)
         if self.memory_mb is not None and used_mb > self.memory_mb:
             self.kill("memory")
@@ -139,6 +139,7 @@ class _Forkserver:
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._woken)
         # the manager holds the other end of our standard input for as long as it lives
         self.selector.register(0, selectors.EVENT_READ, self._manager_gone)
+        self.clients = 0
         self.busy_until = time.monotonic()
         self.over = False
         self.to_preload: list[str] = list(settings["preload"])
@@ -171,10 +172,12 @@ class _Forkserver:
                     importlib.import_module(name)
         gc.collect()
         gc.freeze()
+        self.busy_until = time.monotonic()
 
     def _accept(self, _: object) -> None:
         connection, _address = self.listener.accept()
         client = _Client(connection)
+        self.clients += 1
         self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
         python = sys.version.split()[0]
         client.send({"ev": "ready", "pid": os.getpid(), "python": python})
@@ -184,6 +187,7 @@ class _Forkserver:
         if requests is None:
             self.selector.unregister(client.socket)
             client.socket.close()
+            self.clients -= 1
             for task in self.tasks.values():
                 if task.client is client:
                     task.kill("cancelled")
@@ -241,6 +245,7 @@ class _Forkserver:
             sys.path.insert(0, spec["code"])
         sys.modules["__main__"] = types.ModuleType("__main__")
         sys.argv = ["hepscale-task"]
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         _fresh_random_numbers()
         if request["memory_mb"] is not None:
             _limit_memory(request["memory_mb"])
@@ -260,8 +265,6 @@ class _Forkserver:
         for task in self.tasks.values():
             task.watch()
         _kill_strays(set(self.tasks))
-        if self.tasks:
-            self.busy_until = time.monotonic()
 
     def _reap(self, task: _TaskProcess, code: int, used: resource.struct_rusage) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -272,6 +275,8 @@ class _Forkserver:
         task.client.send(task.ended(code, used))
 
     def _end_if_unneeded(self) -> None:
+        if self.clients:
+            self.busy_until = time.monotonic()
         idle_s = time.monotonic() - self.busy_until
         if os.getppid() != self.settings["manager_pid"] or idle_s > self.settings["idle_s"]:
             self.over = True
@@ -328,49 +333,15 @@ def _fresh_random_numbers() -> None:
 
 def _limit_memory(memory_mb: float) -> None:
     """Make the kernel refuse memory well above the limit, as a MemoryError."""
-    status = _proc_status()
+    status = proc.status()
     room_mb = max(memory_mb - status.get("VmRSS", 0) / 1e3, 0)
     hard = status.get("VmData", 0) * 1e3 + (room_mb * _HARD_FACTOR + _HARD_EXTRA_MB) * 1e6
     resource.setrlimit(resource.RLIMIT_DATA, (int(hard), int(hard)))
 
 
-def _proc_status() -> dict[str, float]:
-    found = {}
-    with open("/proc/self/status", encoding="utf-8") as stream:
-        for line in stream:
-            name, _, value = line.partition(":")
-            if value.endswith("kB\n"):
-                found[name] = float(value.split()[0])
-    return found
-
-
-def _rss_mb(pid: int) -> float:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as stream:
-            return int(stream.read().split()[1]) * resource.getpagesize() / 1e6
-    except (OSError, IndexError):
-        return 0.0
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb") as stream:
-            return [int(one) for one in stream.read().split()]
-    except OSError:
-        return []
-
-
-def _family(pid: int) -> list[int]:
-    """Return a process and its descendants."""
-    found = [pid]
-    for one in found:
-        found += _children(one)
-    return found
-
-
 def _kill_strays(tasks: set[int]) -> None:
     """Kill what a task left behind: its orphans become our children."""
-    for pid in _children(os.getpid()):
+    for pid in proc.children(os.getpid()):
         if pid not in tasks:
             with contextlib.suppress(OSError):
                 if os.getsid(pid) not in tasks:

@@ -1,0 +1,44 @@
+"""What the kernel says of processes."""
+
+from __future__ import annotations
+
+import resource
+
+__all__ = ["children", "family", "rss_mb", "status"]
+
+
+def status() -> dict[str, float]:
+    """Return the sizes in ``/proc/self/status``, in kB."""
+    found = {}
+    with open("/proc/self/status", encoding="utf-8") as stream:
+        for line in stream:
+            name, _, value = line.partition(":")
+            if value.endswith("kB\n"):
+                found[name] = float(value.split()[0])
+    return found
+
+
+def rss_mb(pid: int) -> float:
+    """Return the resident size of a process in MB, 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize() / 1e6
+    except (OSError, IndexError):
+        return 0.0
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as stream:
+            return [int(one) for one in stream.read().split()]
+    except OSError:
+        return []
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    found = [pid]
+    for one in found:
+        found += children(one)
+    return found
