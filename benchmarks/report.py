@@ -46,6 +46,7 @@ def as_text(lines: list[Line], others: Spread, rounds: int) -> str:
     about = ", ".join(f"{name} {value}" for name, value in machine().items())
     text = [
         f"{about}; rounds: {rounds}",
+        "median (least to most; number of rounds in which others left the machine alone)",
         f"others used of the cores meanwhile: {_percent(others)}",
     ]
     section = ""
@@ -69,7 +70,7 @@ def _row(line: Line) -> str:
     spread = line.spread
     row = f"  {line.label:<50}{spread.median:>9.3g} {line.unit:<3}"
     if spread.least != spread.most:
-        row += f" ({spread.least:.3g} to {spread.most:.3g})"
+        row += f" ({spread.least:.3g} to {spread.most:.3g}; {spread.rounds})"
     if line.target is not None:
         row = f"{row:<86} <= {line.target:g}: {'met' if line.met else 'MISSED'}"
     return row

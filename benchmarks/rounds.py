@@ -14,10 +14,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["Rounds", "Spread", "in_turn", "ratios"]
+__all__ = ["Rounds", "Spread", "in_turn"]
 
 _LONGEST_S = 1800
 # with more of the cores in the hands of others than this, a figure says little
@@ -26,16 +26,21 @@ _MOST_OTHERS = 0.1
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of a figure over the rounds, and its least and largest value."""
+    """The median of a figure over `rounds` rounds, and its least and largest value."""
 
     median: float
     least: float
     most: float
+    rounds: int
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
         """Return the spread of `values`."""
-        return cls(median(values), min(values), max(values))
+        return cls(median(values), min(values), max(values), len(values))
+
+    def times(self, factor: float) -> Spread:
+        """Return the spread of the figure multiplied by `factor`."""
+        return Spread(self.median * factor, self.least * factor, self.most * factor, self.rounds)
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Rounds:
     def run(self, name: str, case: str, **options: Any) -> dict[str, Any]:
         """Run a case in a process of its own and keep its result under `name`."""
         tried: list[dict[str, Any]] = []
-        while len(tried) <= self.again and all(one["others"] > _MOST_OTHERS for one in tried):
+        while len(tried) <= self.again and not any(map(_is_quiet, tried)):
             tried.append(self._run(name, case, options))
         result = min(tried, key=lambda one: one["others"])
         self.told.setdefault(name, []).append(result)
@@ -84,14 +89,25 @@ class Rounds:
         print(f" {seconds} s, others {result['others']:.0%}", file=sys.stderr)
         return result
 
-    def figures(self, name: str, key: str, index: int | None = None) -> list[float]:
-        """Return one figure of each round; with `index` that of one of several runs."""
-        values = [result[key] for result in self.told[name]]
-        return values if index is None else [value[index] for value in values]
+    def quiet(self, *names: str) -> list[tuple[dict[str, Any], ...]]:
+        """Return the results of these names, round by round.
 
-    def spread(self, name: str, key: str, index: int | None = None) -> Spread:
-        """Return the spread of a figure over the rounds."""
-        return Spread.of(self.figures(name, key, index))
+        Of the rounds, those in which others left the machine alone; all, if there is none.
+        """
+        together = list(zip(*(self.told[name] for name in names), strict=True))
+        alone = [these for these in together if all(_is_quiet(one) for one in these)]
+        return alone or together
+
+    def spread(self, name: str, figure: Callable[[dict[str, Any]], float]) -> Spread:
+        """Return the spread of a figure."""
+        return Spread.of([figure(one) for (one,) in self.quiet(name)])
+
+    def ratio(self, ours: tuple[str, int], theirs: tuple[str, int]) -> Spread:
+        """Divide the seconds of two runs, each given by name and number, round by round."""
+        pairs = self.quiet(ours[0], theirs[0])
+        return Spread.of(
+            [one["seconds"][ours[1]] / two["seconds"][theirs[1]] for one, two in pairs]
+        )
 
     def others(self) -> Spread:
         """Return what others used of the machine's cores while this ran."""
@@ -107,9 +123,8 @@ def _others_s() -> float:
     return ticks / os.sysconf("SC_CLK_TCK") - ours.ru_utime - ours.ru_stime
 
 
-def ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """Divide round by round."""
-    return [one / other for one, other in zip(ours, theirs, strict=True)]
+def _is_quiet(result: dict[str, Any]) -> bool:
+    return bool(result["others"] <= _MOST_OTHERS)
 
 
 def in_turn(names: list[str], number: int) -> Iterator[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import Line
-from benchmarks.rounds import Spread, in_turn, ratios
+from benchmarks.rounds import in_turn
 from benchmarks.same import differences
 from hepscale.demo_events import generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.rounds import Rounds
+    from benchmarks.rounds import Rounds, Spread
 
 __all__ = ["EVENTS", "FILES", "SECTIONS"]
 
@@ -29,26 +30,23 @@ _MOST_FIRST_FRAME_S = 0.5
 _MOST_GROWTH_MB = 150.0
 
 
-def zmumu(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
+def zmumu(rounds: Rounds, number: int, *, quick: bool, chunksize: int) -> list[Line]:
     """Z to two muons over 2 million events, beside coffea's own executors."""
     generate(events=EVENTS, files=FILES)
-    lines = []
-    for chunksize in _TARGETS:
-        for at in range(number):
-            print(f"Z to mumu, chunks of {chunksize}, round {at + 1} of {number}", file=sys.stderr)
-            for peer in in_turn(list(_RUNS), at):
-                rounds.run(
-                    f"{peer}, {EVENTS // chunksize} chunks",
-                    "zmumu",
-                    peer=peer,
-                    files=[EVENTS, FILES],
-                    chunksize=chunksize,
-                    runs=_RUNS[peer],
-                    output=str(rounds.folder / peer),
-                )
-            _compare(rounds)
-        lines += _zmumu_lines(rounds, chunksize)
-    return lines
+    for at in range(number):
+        print(f"Z to mumu, chunks of {chunksize}, round {at + 1} of {number}", file=sys.stderr)
+        for peer in in_turn(list(_RUNS), at):
+            rounds.run(
+                f"{peer}, {EVENTS // chunksize} chunks",
+                "zmumu",
+                peer=peer,
+                files=[EVENTS, FILES],
+                chunksize=chunksize,
+                runs=_RUNS[peer],
+                output=str(rounds.folder / peer),
+            )
+        _compare(rounds)
+    return _zmumu_lines(rounds, chunksize)
 
 
 def _compare(rounds: Rounds) -> None:
@@ -61,74 +59,71 @@ def _compare(rounds: Rounds) -> None:
 def _zmumu_lines(rounds: Rounds, chunksize: int) -> list[Line]:
     chunks = EVENTS // chunksize
     section = f"Z to mumu, {EVENTS:,} events in {chunks} chunks, {_CORES} cores"
-
-    def seconds(peer: str, run: int = 0) -> list[float]:
-        return rounds.figures(f"{peer}, {chunks} chunks", "seconds", run)
-
-    first, warm = seconds("hepscale"), seconds("hepscale", 1)
-    half = [[one / _CORES for one in seconds("iterative", run)] for run in (0, 1)]
     first_target, warm_target = _TARGETS[chunksize]
-    return (
-        [
-            Line(section, label, "", Spread.of(values), target)
-            for label, values, target in (
-                ("first run / Futures", ratios(first, seconds("futures")), first_target),
-                (
-                    "first run / Dask (its cluster runs already)",
-                    ratios(first, seconds("dask")),
-                    None,
-                ),
-                ("first run / Iterative", ratios(first, seconds("iterative")), None),
-                ("second run / (Iterative / 2)", ratios(warm, half[0]), warm_target),
-                ("second run / (second run of Iterative / 2)", ratios(warm, half[1]), None),
-                ("second run / Futures", ratios(warm, seconds("futures")), None),
-                ("second run / Dask", ratios(warm, seconds("dask")), None),
-            )
-        ]
-        + [
-            Line(section, label, "s", Spread.of(values))
-            for label, values in (
-                ("HepScale, first run", first),
-                ("HepScale, second run", warm),
-                ("Iterative, first run", seconds("iterative")),
-                ("Iterative, second run", seconds("iterative", 1)),
-                ("Futures", seconds("futures")),
-                ("Dask", seconds("dask")),
-            )
-        ]
-        + _inside(rounds, f"hepscale, {chunks} chunks", section)
-    )
+
+    def ratio(ours: int, peer: str, run: int = 0) -> Spread:
+        return rounds.ratio((f"hepscale, {chunks} chunks", ours), (f"{peer}, {chunks} chunks", run))
+
+    def seconds(peer: str, run: int = 0) -> Spread:
+        return rounds.spread(f"{peer}, {chunks} chunks", lambda one: one["seconds"][run])
+
+    def half(spread: Spread) -> Spread:
+        return spread.times(_CORES)
+
+    return [
+        Line(section, "first run / Futures", "", ratio(0, "futures"), first_target),
+        Line(section, "first run / Dask (its cluster runs already)", "", ratio(0, "dask")),
+        Line(section, "first run / Iterative", "", ratio(0, "iterative")),
+        Line(section, "second run / (Iterative / 2)", "", half(ratio(1, "iterative")), warm_target),
+        Line(section, "second run / (second of Iterative / 2)", "", half(ratio(1, "iterative", 1))),
+        Line(section, "second run / Futures", "", ratio(1, "futures")),
+        Line(section, "second run / Dask", "", ratio(1, "dask")),
+        Line(section, "HepScale, first run", "s", seconds("hepscale")),
+        Line(section, "HepScale, second run", "s", seconds("hepscale", 1)),
+        Line(section, "Iterative, first run", "s", seconds("iterative")),
+        Line(section, "Iterative, second run", "s", seconds("iterative", 1)),
+        Line(section, "Futures", "s", seconds("futures")),
+        Line(section, "Dask", "s", seconds("dask")),
+        *_inside(rounds, f"hepscale, {chunks} chunks", section),
+    ]
 
 
 def _inside(rounds: Rounds, name: str, section: str) -> list[Line]:
     """Say what the second run spent its time on."""
-    told = rounds.told[name]
-    streaming, other = [], []
-    for one in told:
-        clock = one["clock"]
-        work_s = clock["process"] + clock["merge"] + clock["stream"]
-        streaming.append(100 * clock["stream"] / work_s)
-        other.append(100 * (1 - clock["process"] / (one["seconds"][-1] * _CORES)))
-    shares = [100 * one["manager_cpu_share"][-1] for one in told]
+
+    def elsewhere(one: dict[str, Any]) -> float:
+        return float(100 * (1 - one["clock"]["process"] / (one["seconds"][-1] * _CORES)))
+
     return [
         Line(
             section,
             "second run: streaming, of a task's time",
             "%",
-            Spread.of(streaming),
+            rounds.spread(name, _streaming),
             _MOST_STREAMING,
         ),
-        Line(section, "second run: the cores not processing", "%", Spread.of(other)),
-        Line(section, "second run: the manager's use of a core", "%", Spread.of(shares)),
+        Line(section, "second run: cores not processing", "%", rounds.spread(name, elsewhere)),
+        Line(
+            section,
+            "second run: the manager's use of a core",
+            "%",
+            rounds.spread(name, lambda one: 100 * one["manager_cpu_share"][-1]),
+        ),
         Line(
             section,
             "second run: first frame after",
             "s",
-            rounds.spread(name, "first_frame_s", 1),
+            rounds.spread(name, lambda one: one["first_frame_s"][-1]),
             _MOST_FIRST_FRAME_S,
         ),
-        Line(section, "second run: tasks", "", rounds.spread(name, "tasks")),
+        Line(section, "second run: tasks", "", rounds.spread(name, lambda one: one["tasks"])),
     ]
+
+
+def _streaming(told: dict[str, Any]) -> float:
+    clock = told["clock"]
+    work_s = clock["process"] + clock["merge"] + clock["stream"]
+    return float(100 * clock["stream"] / work_s)
 
 
 def noop(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
@@ -137,16 +132,14 @@ def noop(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     for _ in range(number):
         rounds.run("no-op", "noop", chunks=chunks)
     section = f"{chunks:,} chunks that do nothing, workers warm"
+
+    def line(label: str, unit: str, key: str, target: float | None = None) -> Line:
+        return Line(section, label, unit, rounds.spread("no-op", lambda one: one[key]), target)
+
     return [
-        Line(section, "time for a chunk", "ms", rounds.spread("no-op", "chunk_ms"), _MOST_CHUNK_MS),
-        Line(
-            section,
-            "first frame after",
-            "s",
-            rounds.spread("no-op", "first_frame_s"),
-            _MOST_FIRST_FRAME_S,
-        ),
-        Line(section, "tasks", "", rounds.spread("no-op", "tasks")),
+        line("time for a chunk", "ms", "chunk_ms", _MOST_CHUNK_MS),
+        line("first frame after", "s", "first_frame_s", _MOST_FIRST_FRAME_S),
+        line("tasks", "", "tasks"),
     ]
 
 
@@ -156,33 +149,40 @@ def histograms(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     lines = []
     for kind, what in (("spectrum", "a spectrum, weighted"), ("noise", "random numbers")):
         name = f"histograms, {kind}"
-        for _ in range(min(number, 3)):
+        for _ in range(number):
             rounds.run(name, "histograms", chunks=chunks, kind=kind)
-        section = f"{chunks:,} chunks that each return a histogram of 5 MB: {what}"
-        told = rounds.told[name]
-        streaming = [100 * one["clock"]["stream"] / one["clock"]["wall"] for one in told]
-        shares = [100 * one["manager_cpu_share"] for one in told]
-        lines += [
-            Line(
-                section,
-                "growth of the manager's peak memory",
-                "MB",
-                rounds.spread(name, "growth_mb"),
-                _MOST_GROWTH_MB,
-            ),
-            Line(section, "time", "s", rounds.spread(name, "seconds", 0)),
-            Line(section, "journal on disk", "MB", rounds.spread(name, "journal_mb")),
-            Line(section, "frames", "", rounds.spread(name, "frames")),
-            Line(
-                section, "streaming, of a task's time", "%", Spread.of(streaming), _MOST_STREAMING
-            ),
-            Line(section, "the manager's use of a core", "%", Spread.of(shares)),
-        ]
+        lines += _histogram_lines(
+            rounds, name, f"{chunks:,} chunks that each return a histogram of 5 MB: {what}"
+        )
     return lines
 
 
+def _histogram_lines(rounds: Rounds, name: str, section: str) -> list[Line]:
+    def line(label: str, unit: str, key: str, target: float | None = None) -> Line:
+        return Line(section, label, unit, rounds.spread(name, lambda one: one[key]), target)
+
+    def manager(one: dict[str, Any]) -> float:
+        return float(100 * one["manager_cpu_share"])
+
+    return [
+        line("growth of the manager's peak memory", "MB", "growth_mb", _MOST_GROWTH_MB),
+        Line(section, "time", "s", rounds.spread(name, lambda one: one["seconds"][0])),
+        line("journal on disk", "MB", "journal_mb"),
+        line("frames", "", "frames"),
+        Line(
+            section,
+            "streaming, of a task's time",
+            "%",
+            rounds.spread(name, _streaming),
+            _MOST_STREAMING,
+        ),
+        Line(section, "the manager's use of a core", "%", rounds.spread(name, manager)),
+    ]
+
+
 SECTIONS: dict[str, Callable[..., list[Line]]] = {
-    "zmumu": zmumu,
+    "zmumu-40": partial(zmumu, chunksize=50_000),
+    "zmumu-200": partial(zmumu, chunksize=10_000),
     "noop": noop,
     "histograms": histograms,
 }

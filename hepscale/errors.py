@@ -155,7 +155,8 @@ def also_as(error: type[HepScaleError], original: type[BaseException]) -> type[H
 
     An analysis that catches ``FileNotFoundError`` around a run keeps working, whatever executor
     raised it, and ``except HepScaleError`` works too. ``error`` itself is returned where the two
-    cannot be combined (an exception that ends the interpreter, incompatible layouts).
+    cannot be combined: an exception that ends the interpreter, or one of another layout or with a
+    ``__new__`` of its own.
     """
     if not issubclass(original, Exception) or issubclass(error, original):
         return error
@@ -163,9 +164,12 @@ def also_as(error: type[HepScaleError], original: type[BaseException]) -> type[H
     if key not in _combined:
         try:
             members = {"_original": original, "__module__": error.__module__}
-            _combined[key] = type(error.__name__, (error, original), members)
+            combined = type(error.__name__, (error, original), members)
+            # it may make its objects in a way of its own
+            combined("")
         except TypeError:
             return error
+        _combined[key] = combined
     return _combined[key]
 
 
@@ -173,7 +177,6 @@ def _rebuild(
     base: type[HepScaleError], original: type[BaseException] | None, state: dict[str, Any]
 ) -> HepScaleError:
     cls = base if original is None else also_as(base, original)
-    error = cls.__new__(cls)
-    HepScaleError.__init__(error, state["fact"])
+    error = cls(state["fact"])
     error.__dict__.update(state)
     return error

@@ -61,7 +61,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Write the input files."""
     top = tmp_path_factory.mktemp("files")
 
-    def written(name: str, first: int, events: int, tree: str = "Events", basket: int = 1000) -> str:
+    def written(
+        name: str, first: int, events: int, tree: str = "Events", basket: int = 1000
+    ) -> str:
         with uproot.recreate(top / name) as out:
             out.mktree(tree, {"x": "int64"})
             for begin in range(0, events, basket):

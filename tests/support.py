@@ -104,6 +104,37 @@ def complete(error: Any) -> Any:
     return error
 
 
+BAD = ("good_1.root", 20, 30)
+
+
+def only(bad: tuple[str, int, int], misbehave: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a processor that does this in one chunk."""
+
+    def process(events: Any) -> Any:
+        return misbehave(events) if analysis.where(events) == bad else analysis.tally(events)
+
+    return process
+
+
+def check(error: Any, files: Any, kind: str, *texts: str) -> hepscale.ChunkFailure:
+    """Check that chunk `BAD` is reported and all others are counted; run a good processor."""
+    assert broken(error) == {BAD}
+    failure: hepscale.ChunkFailure
+    (failure,) = error.failed
+    assert isinstance(failure, hepscale.ChunkFailure)
+    assert failure.kind == kind
+    assert failure.dataset == "data"
+    assert error.partial_output == tally_of(ranges(files.good) - {BAD})
+    text = str(error)
+    assert f"{files.good[1]}, entries 20 to 30: {failure.reason}" in text
+    assert error.fact == "1 of 18 chunks failed, 17 are counted."
+    assert error.cause
+    for one in texts:
+        assert one in text
+    assert run(analysis.tally, files.fileset) == tally_of(ranges(files.good))
+    return failure
+
+
 # -- processes -----------------------------------------------------------------------------------
 
 
@@ -172,13 +203,18 @@ class Script:
     """A Python script in a process of its own; what it tells with `print` can be waited for."""
 
     def __init__(self, path: Path, *args: object, **environ: str) -> None:
+        path_of_modules = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             [sys.executable, str(path), *map(str, args)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=path.parent,
-            env={**os.environ, "PYTHONPATH": os.path.dirname(__file__), **environ},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, path_of_modules)),
+                **environ,
+            },
         )
 
     @property
@@ -215,6 +251,3 @@ def script(path: Path, source: str, *args: object, **environ: str) -> Iterator[S
 def as_json(output: dict[str, Any]) -> dict[str, Any]:
     """Return a tally as it comes out of JSON."""
     return {**output, "chunks": sorted([list(one) for one in output["chunks"]])}
-
-
-tally = analysis.tally

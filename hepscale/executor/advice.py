@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from hepscale.errors import ChunksFailed, MergeFailed, RunError, RunInterrupted, also_as
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from hepscale.executor.job import Outcome
     from hepscale.executor.task import ChunkFailure
@@ -167,7 +168,7 @@ def _failed(
     cause, fix = (known.cause, known.fix) if known else _by_kind(first)
     error = cls(
         _fact(outcome, unit),
-        items=[_item(one) for one in outcome.failed],
+        items=_items(outcome.failed),
         detail=_detail(first, is_known=known is not None),
         cause=cause,
         fix=fix.replace("FILE", first.file or "FILE"),
@@ -177,8 +178,15 @@ def _failed(
     return error
 
 
-def _item(failure: ChunkFailure) -> str:
-    return f"{failure}\n    at {failure.where}" if failure.where else str(failure)
+def _items(failed: Sequence[ChunkFailure]) -> list[str]:
+    found, said = [], ("", "")
+    for one in failed:
+        if (one.reason, one.where) == said:
+            found.append(str(replace(one, reason="the same")))
+        else:
+            found.append(f"{one}\n    at {one.where}" if one.where else str(one))
+        said = one.reason, one.where
+    return found
 
 
 def _detail(failure: ChunkFailure, *, is_known: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import PayloadError
@@ -87,8 +88,11 @@ class Faults:
         failure = failures.from_frame(
             chunk, frame.meta, frame.payload, self._job.sources, self._job.wraps
         )
-        if failure.kind == "memory" and self._split(chunk):
-            return
+        if failure.kind == "memory":
+            if self._split(chunk):
+                return
+            limit = f"needs more than {self._job.resources.memory_mb} MB ({failure.reason})"
+            failure = replace(failure, reason=limit)
         self._record(key, failure)
 
     def refuse_payload(self, meta: Mapping[str, Any]) -> None:
@@ -138,9 +142,13 @@ class Faults:
 
     def _blame(self, running: Running, event: TaskEnded, left: list[Chunk]) -> list[Chunk]:
         """Deal with the chunk in which a task ended; return those that are just run again."""
+        if running.over_wall and not self._ledger.is_open(running.over_wall):
+            # it came to its end just before it was stopped
+            return left
         if not left:
             return left
-        culprit = next((chunk for chunk in left if chunk.key == running.current), left[0])
+        begun = running.over_wall or running.current
+        culprit = next((chunk for chunk in left if chunk.key == begun), left[0])
         attempts = self._attempts[culprit.key] = self._attempts.get(culprit.key, 0) + 1
         rest = [chunk for chunk in left if chunk is not culprit]
         tail = event.output_tail
@@ -149,7 +157,7 @@ class Faults:
             self._give_up(culprit.key, "wall", limit, attempts, tail)
         elif event.status == "memory":
             if not self._split(culprit):
-                limit = f"needs more than {self._job.resources.memory_mb} MB"
+                limit = f"needs more than {self._job.resources.memory_mb} MB ({event.detail})"
                 self._give_up(culprit.key, "memory", limit, attempts, tail)
         elif policy.may_try_again(attempts, self._job.retries):
             self._waiting.put_alone([culprit])

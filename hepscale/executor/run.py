@@ -158,9 +158,11 @@ class Run:
             if self._faults.stop_early():
                 return "stopped"
             self._feed()
-            self._take(self._engine.poll(_POLL_S))
+            events = self._engine.poll(_POLL_S)
+            polled_s = time.monotonic()
+            self._take(events)
             self._observer.tick()
-            self._enforce_wall()
+            self._enforce_wall(polled_s)
         return "failed" if self._faults.failed else "done"
 
     def _take(self, events: Iterable[Event]) -> None:
@@ -185,13 +187,14 @@ class Run:
                 self._slots.pop(event.worker_id, None)
             self._observe(event)
 
-    def _enforce_wall(self) -> None:
+    def _enforce_wall(self, polled_s: float) -> None:
+        # what a task did while we were merging, it has not told yet
         wall_s = self._job.resources.wall_s
         if wall_s is None:
             return
         for running in self._running.values():
-            if running.is_over(wall_s) and not running.over_wall:
-                running.over_wall = True
+            if running.is_over(wall_s, polled_s) and not running.over_wall:
+                running.over_wall = running.current
                 self._engine.cancel(running.task.id)
 
     # -- handing out ---------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Running:
     done
         What its last frame says, once that has come.
     over_wall
-        Whether it was cancelled because its chunk took too long.
+        The chunk for which it was cancelled, as that took too long.
     """
 
     task: Task
@@ -44,7 +44,7 @@ class Running:
     begun_s: float = 0.0
     spent_s: float = 0.0
     done: Mapping[str, Any] | None = None
-    over_wall: bool = False
+    over_wall: ChunkKey | None = None
 
     def __post_init__(self) -> None:
         self.owed = {chunk.key: chunk for chunk in self.task.chunks}
@@ -59,6 +59,6 @@ class Running:
         """Return how many seconds of work it has still before it, at this pace."""
         return max(self._weight * unit_s - self.age_s, 0.0)
 
-    def is_over(self, wall_s: float) -> bool:
-        """Whether its present chunk has taken longer than `wall_s`."""
-        return self.current is not None and time.monotonic() - self.begun_s > wall_s
+    def is_over(self, wall_s: float, now_s: float) -> bool:
+        """Whether its present chunk had taken longer than `wall_s` at the time `now_s`."""
+        return self.current is not None and now_s - self.begun_s > wall_s

@@ -86,8 +86,10 @@ class _TaskProcess:
         self.dir: str = request["dir"]
         self.memory_mb: float | None = request["memory_mb"]
         self.started = time.monotonic()
+        # what is imported before a task begins counts as its own
+        self.begun_mb = proc.rss_mb(os.getpid())
         self.peak_mb = 0.0
-        self.stopped = ""
+        self.stopped, self.detail = "", ""
 
     def kill(self, why: str) -> None:
         self.stopped = self.stopped or why
@@ -101,12 +103,13 @@ class _TaskProcess:
         self.peak_mb = max(self.peak_mb, used_mb)
         if self.memory_mb is not None and used_mb > self.memory_mb:
             self.kill("memory")
+            self.detail = f"it had {used_mb:.0f} MB, {self.begun_mb:.0f} MB of that from the start"
         for name in ("stdout", "stderr"):
             _cut_output(os.path.join(self.dir, name))
 
     def ended(self, code: int, used: resource.struct_rusage) -> dict[str, Any]:
         self.peak_mb = max(self.peak_mb, used.ru_maxrss / 1e3)
-        status, detail = "done", ""
+        status, detail = "done", self.detail
         if self.stopped:
             status = self.stopped
         elif code:

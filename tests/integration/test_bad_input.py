@@ -211,6 +211,13 @@ def mounted(folder, options):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(path):
+    """Write a file until there is no room left."""
+    with open(path, "wb", buffering=0) as out, suppress(OSError):
+        while True:
+            out.write(b"x" * 4096)
+
+
 def unusable(path, variable, fact, files):
     error = failing(tally, files.fileset, hepscale.RunDirectoryError)
     assert str(path) in str(error)
@@ -250,9 +257,7 @@ def test_read_only_folder(files, tmp_path, variable, fact):
 )
 def test_full_folder(files, tmp_path, variable, fact):
     with mounted(tmp_path / "full", "size=16k") as folder, pytest.MonkeyPatch.context() as patch:
-        with (folder / "ballast").open("wb", buffering=0) as out, pytest.raises(OSError):
-            while True:
-                out.write(b"x" * 4096)
+        fill(folder / "ballast")
         patch.setenv(variable, str(folder))
         assert "No space left" in str(unusable(folder, variable, fact, files))
         assert os.listdir(folder) == ["ballast"]
@@ -285,9 +290,7 @@ def test_scratch_folder_that_fills_up_in_mid_run(files, tmp_path):
         def fills(events):
             out = noisy(events)
             if where(events) == ("good_1.root", 20, 30):
-                with open(folder / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
-                    while True:
-                        ballast.write(b"x" * 4096)
+                fill(folder / "ballast")
             return out
 
         error = failing(fills, files.fileset, hepscale.RunDirectoryError, compression=None)
@@ -309,9 +312,7 @@ def test_chunk_that_writes_more_than_there_is_room_for(files, tmp_path):
 
         def fills(events):
             if where(events) == ("good_1.root", 20, 30):
-                with open("own", "wb", buffering=0) as ballast, suppress(OSError):
-                    while True:
-                        ballast.write(b"x" * 4096)
+                fill("own")
             return noisy(events)
 
         error = failing(fills, files.fileset, compression=None, retries=1, cores=1)

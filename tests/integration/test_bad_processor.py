@@ -11,43 +11,23 @@ import time
 import numpy as np
 import pytest
 from analysis import tally, where
-from support import CHUNK, Gate, broken, failing, first_chunk, ranges, run, tally_of, wait_for
+from support import (
+    BAD,
+    Gate,
+    broken,
+    check,
+    failing,
+    first_chunk,
+    only,
+    ranges,
+    run,
+    tally_of,
+    wait_for,
+)
 
 import hepscale
-from hepscale import ChunkFailure
 
 pytestmark = pytest.mark.usefixtures("settled", "nothing_left")
-
-BAD = ("good_1.root", 20, 30)
-
-
-def only(bad, misbehave):
-    """Return a processor that does this in one chunk."""
-
-    def process(events):
-        if where(events) == bad:
-            return misbehave(events)
-        return tally(events)
-
-    return process
-
-
-def check(error, files, kind, *texts):
-    """Check that the one bad chunk is reported and all others are counted; run a good one."""
-    assert broken(error) == {BAD}
-    (failure,) = error.failed
-    assert isinstance(failure, ChunkFailure)
-    assert failure.kind == kind
-    assert failure.dataset == "data"
-    assert error.partial_output == tally_of(ranges(files.good) - {BAD})
-    text = str(error)
-    assert f"{files.good[1]}, entries 20 to 30: {failure.reason}" in text
-    assert error.fact == "1 of 18 chunks failed, 17 are counted."
-    assert error.cause
-    for one in texts:
-        assert one in text
-    assert run(tally, files.fileset) == tally_of(ranges(files.good))
-    return failure
 
 
 def test_returns_none(files):
@@ -227,92 +207,6 @@ def test_every_output_cannot_be_pickled(files):
     assert error.partial_output is None
 
 
-def test_sleeps_for_ever(files):
-    error = failing(only(BAD, lambda events: time.sleep(1000)), files.fileset, wall_s=0.5)
-    check(error, files, "wall", "did not end within 0.5 s", "raise wall_s=")
-
-
-# -- memory --------------------------------------------------------------------------------------
-
-
-def memory_of_a_task(files):
-    def look(events):
-        with open("/proc/self/statm") as stream:
-            return {int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1_000_000}
-
-    return max(run(look, {"data": files.good[:1]}))
-
-
-def test_chunk_that_needs_too_much_memory_is_split(files):
-    def process(events):
-        kept = np.ones(len(events) * 20 << 17)
-        assert kept.all()
-        return tally(events)
-
-    limit = memory_of_a_task(files) + 150
-    out = run(process, {"data": files.good[:1]}, chunksize=20, memory_mb=limit)
-    chunks = out["chunks"]
-    assert out == tally_of(chunks)
-    assert out["events"] == 60
-    assert {stop - start for _, start, stop in chunks} == {5}
-
-
-def test_event_that_needs_too_much_memory_is_found(files):
-    def process(events):
-        if 23 in events.x.to_list():
-            kept = []
-            while True:
-                kept.append(np.ones(10 << 17))
-        return tally(events)
-
-    error = failing(process, files.fileset, memory_mb=memory_of_a_task(files) + 150)
-    assert broken(error) == {("good_0.root", 23, 24)}
-    assert error.failed[0].kind == "memory"
-    assert "entries 23 to 24" in str(error)
-    assert "memory_mb=" in error.fix
-    out = error.partial_output
-    assert out == tally_of(out["chunks"])
-    assert out["events"] == 179
-    assert error.fact == "1 of 22 chunks failed, 21 are counted."
-    assert run(tally, files.fileset) == tally_of(ranges(files.good))
-
-
-def test_memory_error_counts_as_too_much_memory(files):
-    def process(events):
-        if len(events) > 5:
-            raise MemoryError
-        return tally(events)
-
-    assert run(process, files.fileset) == tally_of(ranges(files.good, 5))
-
-
-def test_every_event_needs_too_much_memory(files, tmp_path):
-    def process(events):
-        (tmp_path / f"{where(events)}").touch()
-        raise MemoryError
-
-    error = failing(process, {"data": files.good[:1]}, chunksize=60)
-    assert {one.kind for one in error.failed} == {"memory"}
-    assert "memory_mb=" in error.fix
-    # a chunk of 100,000 events must not become 200,000 tasks before anybody is told
-    assert len(os.listdir(tmp_path)) <= 25
-
-
-def test_every_event_of_one_chunk_needs_too_much_memory(files, tmp_path):
-    def process(events):
-        (tmp_path / f"{where(events)}").touch()
-        if where(events)[0] == "good_1.root":
-            raise MemoryError
-        return tally(events)
-
-    error = failing(process, files.fileset, chunksize=60)
-    assert len(os.listdir(tmp_path)) <= 2 + 25
-    # what was not split down to one event is listed all the same
-    assert {at for _, *part in broken(error) for at in range(*part)} == set(range(60))
-    assert {name for name, *_ in broken(error)} == {"good_1.root"}
-    assert error.partial_output == tally_of(ranges([files.good[0], files.good[2]], 60))
-
-
 # -- outputs that cannot be added ----------------------------------------------------------------
 
 
@@ -386,6 +280,8 @@ def test_bad_file_among_good_ones_does_not_stop_the_run(files):
     error = failing(fail, files.fileset)
     assert broken(error) == ranges(files.good[:1])
     assert error.partial_output == tally_of(ranges(files.good[1:]))
+    assert str(error).count("RuntimeError: bad file\n    at ") == 1
+    assert "entries 30 to 40: the same" in str(error)
     assert "... and 1 more" in str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from analysis import tally, where
 from support import (
+    BAD,
     Gate,
-    Script,
     as_json,
     broken,
     complete,
@@ -30,7 +31,7 @@ from hepscale import HepScaleExecutor
 
 pytestmark = pytest.mark.usefixtures("settled", "nothing_left")
 
-BAD = ("good_1.root", 20, 30)
+
 BEFORE_BAD = ("good_1.root", 10, 20)
 
 
@@ -181,7 +182,7 @@ def test_idle_workers_end(files, monkeypatch):
 
 def test_random_numbers_differ_between_tasks(files):
     def draw(events):
-        return {(os.getpid(), float(np.random.random())), where(events)}  # noqa: NPY002
+        return {(os.getpid(), float(np.random.random())), where(events)}
 
     found = [one for one in run(draw, files.fileset) if len(one) == 2]
     assert len({pid for pid, _ in found}) > 1
@@ -227,7 +228,7 @@ import hepscale
 from analysis import tally, where
 from support import Gate, as_json, run
 
-files, folder, mode = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+files, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 fileset = {"data": files}
 gate = Gate(folder)
 
@@ -250,14 +251,12 @@ except KeyboardInterrupt as error:
 
 
 def interrupted(files, tmp_path):
-    import json
-
-    return script(tmp_path / "a.py", _SCRIPT, json.dumps(files.good), tmp_path / "gate", "x")
+    return script(tmp_path / "a.py", _SCRIPT, json.dumps(files.good), tmp_path / "gate")
 
 
 def arrived(tmp_path):
-    """Wait until both slots of a script's run are held up."""
-    wait_for(lambda: len(list((tmp_path / "gate").glob("came-*"))) == 2)
+    """Wait until a task of a script's run is held up."""
+    wait_for(lambda: list((tmp_path / "gate").glob("came-*")))
 
 
 def test_ctrl_c_once(files, tmp_path):
@@ -269,10 +268,9 @@ def test_ctrl_c_once(files, tmp_path):
     assert "resume=True" in told["text"]
     chunks = {tuple(one) for one in told["output"]["chunks"]}
     assert told["output"] == as_json(tally_of(chunks))
-    assert ranges(files.good[:1]) <= chunks
+    assert chunks
     assert not chunks & ranges(files.good[2:])
     assert told["again"] == as_json(expected(files))
-    assert not set(processes()) - forkservers_of_this_process()
 
 
 def test_ctrl_c_twice(files, tmp_path):
@@ -281,8 +279,34 @@ def test_ctrl_c_twice(files, tmp_path):
         started.interrupt()
         started.interrupt()
         told = started.finish()
-    # the second one may come when the first has ended the run already
-    assert told["again"] == as_json(expected(files)) if told else "KeyboardInterrupt" in started.err
+    # a second one that comes when the first has ended the run is an ordinary one
+    assert told["again"] == as_json(expected(files))
+
+
+class Sum:
+    """An output whose addition is as long as it takes somebody to press Ctrl-C twice."""
+
+    def __init__(self, manager):
+        self.manager = manager
+
+    def __add__(self, other):
+        if os.getpid() == self.manager:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+def test_ctrl_c_twice_ends_a_run_at_once(files):
+    manager = os.getpid()
+
+    def process(events):
+        return {"sum": Sum(manager)}
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(process, files.fileset)
+    assert not isinstance(caught.value, hepscale.RunInterrupted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(tally, files.fileset) == expected(files)
 
 
 def test_manager_that_is_killed(files, tmp_path):
@@ -290,21 +314,11 @@ def test_manager_that_is_killed(files, tmp_path):
     folders = set(scratch())
     with interrupted(files, tmp_path) as started:
         arrived(tmp_path)
-        assert len(set(processes()) - before) == 4
+        # the script, its forkserver, a task
+        assert len(set(processes()) - before) >= 3
         started.kill()
         wait_for(lambda: set(processes()) == before, 5)
         wait_for(lambda: set(scratch()) == folders, 5)
-
-
-def forkservers_of_this_process():
-    return {
-        pid for pid in processes() if f"{os.getpid()}" == parent_of(pid)
-    }
-
-
-def parent_of(pid):
-    with open(f"/proc/{pid}/stat") as stream:
-        return stream.read().rpartition(")")[2].split()[1]
 
 
 def test_manager_that_ends_without_a_word(files, tmp_path):
@@ -316,8 +330,6 @@ out = run(tally, {"data": json.loads(sys.argv[1])})
 print(json.dumps(as_json(out)), flush=True)
 os._exit(0)
 """
-    import json
-
     before = set(processes())
     with script(tmp_path / "a.py", source, json.dumps(files.good)) as started:
         assert started.finish() == as_json(expected(files))
@@ -330,8 +342,6 @@ def test_interrupted_in_this_process(files, tmp_path):
     def process(events):
         if where(events) == BAD:
             gate.arrive()
-            os.kill(os.getppid(), 0)
-            time.sleep(0.05)
             os.kill(manager, signal.SIGINT)
             time.sleep(60)
         return tally(events)
@@ -346,6 +356,3 @@ def test_interrupted_in_this_process(files, tmp_path):
     assert error.failed == ()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert run(tally, files.fileset) == expected(files)
-
-
-__all__ = ["Script"]

@@ -151,6 +151,14 @@ def test_an_original_with_a_constructor_of_its_own():
     assert str(error).startswith("A fact.")
 
 
+def test_an_original_that_makes_its_objects_in_a_way_of_its_own():
+    class Made(Exception):
+        def __new__(cls, a, b):
+            return super().__new__(cls, a, b)
+
+    assert also_as(ChunksFailed, Made) is ChunksFailed
+
+
 def test_a_combined_error_is_unpickled_in_another_process():
     data = pickle.dumps(made(also_as(InputError, FileNotFoundError)))
     code = (

@@ -168,6 +168,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_a_disk_that_fills_up_costs_the_journal_and_not_the_run(tmp_path, monkeypatch):
     one = Journal(tmp_path / "1", "f", "")
     one.append(frame("a"))
+    size = one.path.stat().st_size
     real, calls = os.write, []
 
     def short(fd, data):
@@ -185,6 +186,7 @@ def test_a_disk_that_fills_up_costs_the_journal_and_not_the_run(tmp_path, monkey
     one.append(frame("c"))
     one.close()
     assert keys(one.path) == ["a"]
+    assert one.path.stat().st_size == size
 
 
 @pytest.fixture
