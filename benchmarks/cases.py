@@ -17,7 +17,6 @@ import numpy as np
 from coffea import processor
 from coffea.nanoevents import NanoAODSchema
 
-import hepscale.demo
 from benchmarks import watch
 from hepscale.demo_events import generate
 from hepscale.executor.coffea import HepScaleExecutor
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["CASES"]
 
 CORES = 2
-# as in the notebook that it is made for: what a user writes in a cell is pickled by value
-cloudpickle.register_pickle_by_value(hepscale.demo)
 
 
 @contextmanager
@@ -65,9 +62,14 @@ PEERS = {"iterative": _iterative, "futures": _futures, "dask": _dask, "hepscale"
 
 
 def zmumu(
-    peer: str, files: tuple[int, int], chunksize: int, runs: int, output: str
+    peer: str,
+    files: tuple[int, int],
+    chunksize: int,
+    runs: int,
+    output: str,
+    analysis: processor.ProcessorABC,
 ) -> dict[str, Any]:
-    """Run the demo's analysis `runs` times with one executor; pickle the last result."""
+    """Run the analysis `runs` times with one executor; pickle the last result."""
     fileset = generate(events=files[0], files=files[1])
     seconds, first_frame_s, shares = [], [], []
     for _ in range(runs):
@@ -76,9 +78,7 @@ def zmumu(
                 executor=executor, schema=NanoAODSchema, chunksize=chunksize, metadata_cache={}
             )
             cpu_s, begun = time.process_time(), time.perf_counter()
-            out = runner(
-                fileset, processor_instance=hepscale.demo.ZMuMuProcessor(), treename="Events"
-            )
+            out = runner(fileset, processor_instance=analysis, treename="Events")
             seconds.append(time.perf_counter() - begun)
             shares.append((time.process_time() - cpu_s) / seconds[-1])
             first_frame_s.append(seen.first_frame_s(begun))

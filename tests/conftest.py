@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """Make a skipped test a failed one where nothing may be skipped."""
+    report = yield
+    if report.skipped and os.environ.get("HEPSCALE_TEST_STRICT"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but HEPSCALE_TEST_STRICT is set: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session", autouse=True)
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep journals, scratch folders and caches away from those of whoever runs the tests."""

@@ -37,8 +37,11 @@ ROUNDS = 3
 # of a few chunks is not enough to plan a long task on
 GROWTH = 4
 MOST_CHUNKS = 5_000
-# merging may take this share of the manager's time
+# merging may take this share of the manager's time, writing frames this share of a task's
 MERGE_SHARE = 0.25
+STREAM_SHARE = 0.05
+# a task that streams at all writes a frame on its way and one at its end
+LEAST_TASK_FRAMES = 2
 LEAST_FRAME_S, MOST_FRAME_S = 0.2, 60.0
 # so many chunks that fail in the same way, one after the other, end the run
 SAME_FAILURES = 4
@@ -62,12 +65,15 @@ class Pace:
         Seconds that a task costs besides its chunks.
     merge_s
         Seconds that the manager needs to take in one frame.
+    frame_s
+        Seconds that a task needs to write one frame.
     learnt_s
         Seconds that chunks have taken so far, in all slots; the more, the better is `unit_s`.
     """
 
     overhead_s: float = 0.0
     merge_s: float = 0.0
+    frame_s: float = 0.0
     learnt_s: float = 0.0
     _recent_s: float = 0.0
     _recent_weight: float = 0.0
@@ -87,12 +93,14 @@ class Pace:
             _recent_weight=keep * self._recent_weight + total_weight,
         )
 
-    def after_task(self, overhead_s: float) -> Pace:
-        """Return the pace after a task that cost this much besides its chunks."""
+    def after_task(self, overhead_s: float, frame_s: float) -> Pace:
+        """Return the pace after a task that cost this much besides chunks and frames."""
         # the first tasks find a cold interpreter and cold disks: the least is nearest to the truth
         now_s = max(overhead_s, 0.0)
         is_new = not self.overhead_s or now_s < self.overhead_s
-        return replace(self, overhead_s=now_s if is_new else _mix(self.overhead_s, now_s))
+        overhead_s = now_s if is_new else _mix(self.overhead_s, now_s)
+        frame_s = _mix(self.frame_s, frame_s) if self.frame_s else frame_s
+        return replace(self, overhead_s=overhead_s, frame_s=frame_s)
 
     def after_merge(self, merge_s: float) -> Pace:
         """Return the pace after a frame took the manager this long."""
@@ -130,7 +138,11 @@ def task_length(
     unit_s = pace.unit_s
     if unit_s is None:
         return len(list(islice(weights, 1)))
-    least_s = max(LEAST_TASK_S, LEAST_TASK_OVERHEADS * pace.overhead_s)
+    least_s = max(
+        LEAST_TASK_S,
+        LEAST_TASK_OVERHEADS * pace.overhead_s,
+        LEAST_TASK_FRAMES * pace.frame_s / STREAM_SHARE,
+    )
     # if this slot did nothing else from now on, all slots would end together
     share_s = (total_weight * unit_s + running_s) / slots
     longest_s = min(share_s / ROUNDS, GROWTH * pace.learnt_s / slots)
@@ -146,8 +158,9 @@ def task_length(
 
 
 def frame_interval_s(slots: int, pace: Pace) -> float:
-    """Return the least time between two frames of a task, for merging to keep its share."""
-    return min(max(slots * pace.merge_s / MERGE_SHARE, LEAST_FRAME_S), MOST_FRAME_S)
+    """Return the least time between two frames of a task, for both sides to keep their share."""
+    wanted_s = max(slots * pace.merge_s / MERGE_SHARE, pace.frame_s / STREAM_SHARE)
+    return min(max(wanted_s, LEAST_FRAME_S), MOST_FRAME_S)
 
 
 def may_try_again(attempts: int, retries: int) -> bool:

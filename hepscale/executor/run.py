@@ -178,14 +178,18 @@ class Run:
             if isinstance(event, TaskEnded):
                 running = self._running.pop(event.task_id)
                 if running.done is not None:
-                    overhead_s = running.age_s - running.spent_s
-                    self._waiting.pace = self._waiting.pace.after_task(overhead_s)
+                    self._learn(running, running.done["clock"].get("stream", 0.0))
                 self._faults.end(running, event)
             elif isinstance(event, WorkerJoined):
                 self._slots[event.worker_id] = event.slots
             elif isinstance(event, WorkerLost):
                 self._slots.pop(event.worker_id, None)
             self._observe(event)
+
+    def _learn(self, running: Running, stream_s: float) -> None:
+        overhead_s = running.age_s - running.spent_s - stream_s
+        frame_s = stream_s / max(running.frames, 1)
+        self._waiting.pace = self._waiting.pace.after_task(overhead_s, frame_s)
 
     def _enforce_wall(self, polled_s: float) -> None:
         # what a task did while we were merging, it has not told yet
@@ -263,6 +267,7 @@ class Run:
             return
         spent_s = frame.meta["spent_s"]
         running.spent_s += spent_s
+        running.frames += 1
         total = sum(policy.weight(self._ledger.chunks[key]) for key in keys)
         pace = self._waiting.pace.after_chunks(spent_s, total)
         self._waiting.pace = pace.after_merge(time.monotonic() - begun_s)

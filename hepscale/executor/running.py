@@ -29,8 +29,8 @@ class Running:
         Its chunks that it has not reported yet, by key.
     current, begun_s
         The chunk that it began last, and when we heard of it.
-    spent_s
-        Seconds that its reported chunks took.
+    spent_s, frames
+        Seconds that its reported chunks took, and the number of frames that reported them.
     done
         What its last frame says, once that has come.
     over_wall
@@ -43,6 +43,7 @@ class Running:
     current: ChunkKey | None = None
     begun_s: float = 0.0
     spent_s: float = 0.0
+    frames: int = 0
     done: Mapping[str, Any] | None = None
     over_wall: ChunkKey | None = None
 

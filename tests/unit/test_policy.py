@@ -10,6 +10,7 @@ import heapq
 import itertools
 import time
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ class Farm:
             slot = details[0]
             if what == "ended":
                 del running[slot]
-                waiting.pace = waiting.pace.after_task(details[1])
+                waiting.pace = waiting.pace.after_task(details[1], 0.0)
             unit_s = waiting.pace.unit_s or 0.0
             left_s = sum(max(n * unit_s - (now_s - at), 0.0) for at, n in running.values())
             chunks = waiting.next_task(slots, left_s)
@@ -260,9 +261,9 @@ def test_tasks_that_are_slow_to_start_are_long():
 
 
 def test_one_cold_start_does_not_make_long_tasks():
-    pace = policy.Pace().after_task(5.0).after_task(0.02)
+    pace = policy.Pace().after_task(5.0, 0.0).after_task(0.02, 0.0)
     assert pace.overhead_s < 0.05
-    assert pace.after_task(0.1).overhead_s > pace.overhead_s
+    assert pace.after_task(0.1, 0.0).overhead_s > pace.overhead_s
 
 
 def test_a_hundred_thousand_chunks_are_planned_quickly():
@@ -368,3 +369,13 @@ def test_one_bad_file_does_not_stop_the_others():
     assert not policy.stop_early(same, 2)
     assert policy.stop_early(same, 1)
     assert policy.stop_early([*same, failure("other.root")], 2)
+
+
+def test_frames_that_are_dear_come_less_often_and_make_tasks_longer() -> None:
+    cheap = policy.Pace().after_chunks(1000.0, 1_000_000)
+    dear = cheap.after_task(0.01, 0.5)
+    assert policy.frame_interval_s(2, dear) == pytest.approx(0.5 / policy.STREAM_SHARE)
+    assert policy.frame_interval_s(2, cheap) == policy.LEAST_FRAME_S
+    # 4 s of work for two slots: a share is 2 s, of which a dear frame would be more than a twentieth
+    lengths = [policy.task_length(repeat(1), 4_000, 0.0, 2, pace) for pace in (cheap, dear)]
+    assert [length * 0.001 for length in lengths] == pytest.approx([0.8, 2.0], rel=0.01)
