@@ -376,6 +376,6 @@ def test_frames_that_are_dear_come_less_often_and_make_tasks_longer() -> None:
     dear = cheap.after_task(0.01, 0.5)
     assert policy.frame_interval_s(2, dear) == pytest.approx(0.5 / policy.STREAM_SHARE)
     assert policy.frame_interval_s(2, cheap) == policy.LEAST_FRAME_S
-    # 4 s of work for two slots: a share is 2 s, of which a dear frame would be more than a twentieth
+    # 4 s of work for two slots: a share is 2 s, too short for a dear frame to be a twentieth
     lengths = [policy.task_length(repeat(1), 4_000, 0.0, 2, pace) for pace in (cheap, dear)]
     assert [length * 0.001 for length in lengths] == pytest.approx([0.8, 2.0], rel=0.01)
