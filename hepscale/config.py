@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hepscale.errors import ConfigError
 
@@ -15,7 +15,21 @@ __all__ = ["Settings", "load_settings"]
 
 
 def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hepscale"
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "hepscale"
+    try:
+        return Path.home() / ".cache" / "hepscale"
+    except RuntimeError:
+        # a container's user without a home
+        return Path(tempfile.gettempdir()) / f"hepscale-cache-{os.getuid()}"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+_Folder = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseModel):
@@ -37,9 +51,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cache_dir: Path = Field(default_factory=_cache_home)
-    run_dir: Path = Field(default_factory=lambda: _cache_home() / "runs")
-    scratch_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()))
+    cache_dir: _Folder = Field(default_factory=_cache_home)
+    run_dir: _Folder = Field(default_factory=lambda: _cache_home() / "runs")
+    scratch_dir: _Folder = Field(default_factory=lambda: Path(tempfile.gettempdir()))
     idle_s: float = Field(default=300.0, gt=0)
     keep_runs: int = Field(default=8, ge=1)
 

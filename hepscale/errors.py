@@ -167,7 +167,7 @@ def also_as(error: type[HepScaleError], original: type[BaseException]) -> type[H
             combined = type(error.__name__, (error, original), members)
             # it may make its objects in a way of its own
             combined("")
-        except TypeError:
+        except Exception:  # noqa: BLE001
             return error
         _combined[key] = combined
     return _combined[key]

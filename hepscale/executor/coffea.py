@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +21,7 @@ from coffea.processor.executor import ExecutorBase, FileMeta, WorkItem
 
 from hepscale.config import Settings, load_settings
 from hepscale.env import local
-from hepscale.errors import ConfigError, HepScaleError
+from hepscale.errors import ConfigError, HepScaleError, PayloadError
 from hepscale.executor import advice, journal, payload, session, unpickle
 from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
@@ -40,6 +43,8 @@ _PRELOAD = ("cloudpickle", "coffea.processor", "coffea.nanoevents", "hist")
 _ENGINES = ("local",)
 # what a task leaves to the system and to this process
 _MEMORY_SHARE = 0.9
+# zlib's; coffea's own frames know higher levels
+_MOST_COMPRESSION = 9
 _run_numbers = itertools.count(1)
 
 
@@ -191,7 +196,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         modules = local.closure(printed.modules, printed.codes)
         code = spool / "code" if modules else None
         sources = {}
-        digest = printed.digest
+        digest = printed.digest + payload.fingerprint([*_installed(printed.modules)]).digest
         if code is not None:
             digest += local.snapshot(modules, code)
             sources = {
@@ -212,7 +217,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             wraps=_wraps,
             resources=Resources(memory_mb=self.memory_mb or share_mb or None, wall_s=self.wall_s),
             retries=self.retries,
-            compression=self.compression or 0,
+            compression=min(self.compression or 0, _MOST_COMPRESSION),
         )
         return job, digest
 
@@ -225,13 +230,13 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     ) -> Iterator[Frame]:
         if not self.resume:
             return iter(())
-        path = journal.find(settings.run_dir, digest, {chunk.key for chunk in chunks})
-        if path is None:
+        paths = journal.find(settings.run_dir, digest, {chunk.key for chunk in chunks})
+        if not paths:
             observer.see(
                 Notice("Nothing to resume: no earlier run of this very analysis was found.")
             )
             return iter(())
-        return journal.read(path)
+        return itertools.chain.from_iterable(map(journal.read, paths))
 
 
 def shutdown() -> None:
@@ -258,8 +263,29 @@ def _readable(function: Any) -> Any:
     keywords = dict(function.keywords)
     packed = keywords.get("processor_instance")
     if isinstance(packed, bytes):
-        keywords["processor_instance"] = unpickle.loads(lz4.frame.decompress(packed))
+        keywords["processor_instance"] = _unpacked(packed)
     return partial(function.func, *map(_readable, function.args), **keywords)
+
+
+def _unpacked(packed: bytes) -> Any:
+    try:
+        return unpickle.loads(lz4.frame.decompress(packed))
+    except Exception as error:
+        raise PayloadError(
+            "The processor cannot be made again from its pickle.",
+            items=[f"{type(error).__name__}: {error}"],
+            cause="its __setstate__ or __reduce__, or that of something in it, raises",
+            fix='python -c "import cloudpickle; cloudpickle.loads(cloudpickle.dumps(...))"',
+        ) from error
+
+
+def _installed(names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield installed modules that the analysis refers to, with the time of their installation."""
+    for name in sorted(names):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and local.is_installed(file):
+            with suppress(OSError):
+                yield name, Path(file).stat().st_mtime_ns
 
 
 def _chunks(items: Iterable[Any], digest: str) -> Iterator[Chunk]:
@@ -284,6 +310,7 @@ def _identify(item: Any) -> tuple[Any, tuple[Any, ...]]:
             item.dataset,
             item.filename,
             item.fileuuid,
+            _stamp(item),
             item.treename,
             start,
             stop,
@@ -295,6 +322,15 @@ def _identify(item: Any) -> tuple[Any, tuple[Any, ...]]:
         identity = ("file", item.dataset, item.filename, item.treename, item.metadata)
         return identity, (item.dataset, item.filename)
     return ("item", item), ()
+
+
+def _stamp(item: WorkItem) -> tuple[str, int, int] | None:
+    """Return which file this is where coffea's uuid says only what it is called: parquet's."""
+    if item.fileuuid == hashlib.md5(item.filename.encode(), usedforsecurity=False).digest():
+        with suppress(OSError):
+            found = Path(item.filename).stat()
+            return str(Path(item.filename).absolute()), found.st_size, found.st_mtime_ns
+    return None
 
 
 def _split(chunk: Chunk) -> tuple[Chunk, Chunk] | None:

@@ -95,9 +95,11 @@ def _load(payload: bytes) -> tuple[BaseException, ...]:
     for data in unpickle.loads(payload):
         if data is not None:
             with suppress(Exception):
-                found.append(unpickle.loads(data))
+                error = unpickle.loads(data)
+                found += [error] * isinstance(error, BaseException)
     for error, cause in itertools.pairwise(found):
-        error.__cause__ = cause
+        with suppress(Exception):
+            error.__cause__ = cause
     return tuple(found)
 
 
@@ -117,7 +119,7 @@ def _shown(file: str) -> str:
     with suppress(Exception):
         label, name = ipython.compile.format_code_name(file)
         return f"{label} {name}"
-    with suppress(ValueError):
+    with suppress(ValueError, OSError):
         return str(Path(file).relative_to(Path.cwd()))
     return file
 

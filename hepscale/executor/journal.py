@@ -56,8 +56,9 @@ class Journal:
             folder.mkdir(parents=True, mode=0o700)
             self._fd = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                # whoever prunes leaves a locked journal alone
-                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                # whoever prunes leaves a locked journal alone; some file systems know no locks
+                with suppress(OSError):
+                    fcntl.flock(self._fd, fcntl.LOCK_SH)
                 self._size = 0
                 self._write(encode(Kind.RUN, 0, {"function": digest, "desc": desc}))
                 begun.rename(self.path)
@@ -119,8 +120,12 @@ def read(path: Path) -> Iterator[Frame]:
         log.info("%s ends with a frame that was not written whole; it is ignored", path)
 
 
-def find(run_dir: Path, digest: str, wanted: Container[str]) -> Path | None:
-    """Return the newest journal of the same function that has any of the `wanted` chunks."""
+def find(run_dir: Path, digest: str, wanted: Container[str]) -> list[Path]:
+    """Return the journals of the same function with any of the `wanted` chunks, newest first.
+
+    The newest alone may have less than one before it: a run that was stopped at once, say.
+    """
+    found = []
     for folder in _newest_first(run_dir):
         path = folder / _NAME
         with suppress(OSError):
@@ -129,8 +134,8 @@ def find(run_dir: Path, digest: str, wanted: Container[str]) -> Path | None:
             if first is None or first.meta.get("function") != digest:
                 continue
             if any(_concerns(frame, wanted) for frame in frames):
-                return path
-    return None
+                found.append(path)
+    return found
 
 
 def prune(run_dir: Path, keep: int) -> None:
@@ -143,10 +148,15 @@ def prune(run_dir: Path, keep: int) -> None:
 
 def _newest_first(run_dir: Path) -> list[Path]:
     try:
-        folders = [folder for folder in run_dir.iterdir() if (folder / _NAME).is_file()]
+        folders = [folder for folder in run_dir.iterdir() if _is_ours(folder / _NAME)]
     except OSError:
         return []
     return sorted(folders, key=lambda folder: folder.name, reverse=True)
+
+
+def _is_ours(path: Path) -> bool:
+    # reading a journal runs what is pickled in it
+    return path.is_file() and path.stat().st_uid == os.getuid()
 
 
 def _concerns(frame: Frame, wanted: Container[str]) -> bool:

@@ -129,6 +129,8 @@ class Run:
         status: RunStatus = "failed"
         try:
             for frame in earlier:
+                if self._stop.requested:
+                    break
                 self._replay(frame)
             self._waiting.add(self._ledger.open_chunks())
             if not self._ledger.done:
@@ -169,9 +171,10 @@ class Run:
         for event in events:
             if isinstance(event, FrameBytes):
                 running = self._running[event.task_id]
+                was_broken = running.reader.broken
                 for frame in running.reader.feed(event.data):
                     self._take_frame(running, frame)
-                if running.reader.broken:
+                if running.reader.broken and not was_broken:
                     log.warning("task %s: %s", event.task_id, running.reader.broken)
                     self._engine.cancel(event.task_id)
                 continue

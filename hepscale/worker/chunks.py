@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-__all__ = ["run_task"]
+__all__ = ["is_installed", "run_task"]
 
 # streaming may cost a task one twentieth of its time
 _STREAM_SHARE = 0.05
@@ -28,6 +28,8 @@ _STREAM_SHARE = 0.05
 _STREAM_MB_S = 2.0
 # output that waits for the next frame may hold this much memory
 _PENDING_MB = 256.0
+# they start threads or devices when imported, which a fork does not survive
+_NEVER_PRELOAD = {"ROOT", "XRootD", "cupy", "dask", "distributed", "jax", "tensorflow", "torch"}
 _LONGEST_MESSAGE = 10_000
 
 
@@ -194,10 +196,10 @@ class _Runner:
     def _dump_exception(self, error: BaseException) -> bytes | None:
         try:
             data: bytes = self.dumps(error)
-            pickle.loads(data)
+            again = pickle.loads(data)
         except Exception:
             return None
-        return data
+        return data if isinstance(again, BaseException) else None
 
 
 def run_task(folder: str) -> None:
@@ -291,7 +293,10 @@ def _find_culprit(runner: _Runner, pending: _Pending) -> str:
 
 def _note_modules(folder: str, names: set[str]) -> None:
     """Write down what this task had to import and the forkserver may import for the next ones."""
-    installed = sorted(name for name in names if _is_installed(name))
+    if any(name.partition(".")[0] in _NEVER_PRELOAD for name in names):
+        return
+    # in the order in which they were imported
+    installed = [name for name in sys.modules if name in names and is_installed(name)]
     if installed:
         path = os.path.join(folder, "modules")
         with open(path + ".tmp", "w", encoding="utf-8") as stream:
@@ -299,14 +304,15 @@ def _note_modules(folder: str, names: set[str]) -> None:
         os.replace(path + ".tmp", path)
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether a module that is imported belongs to the environment, not to the user."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     origin = getattr(spec, "origin", None) or ""
     stdlib = os.path.dirname(os.__file__)
     return (
         f"{os.sep}site-packages{os.sep}" in origin
         or f"{os.sep}dist-packages{os.sep}" in origin
-        or origin.startswith(stdlib + os.sep)
+        or origin.startswith((stdlib + os.sep, "/cvmfs/"))
     )
 
 

@@ -44,8 +44,6 @@ _MOST_OUTPUT_BYTES = 1_000_000
 _LEAST_ROOM_BYTES = 1 << 16
 # what the kernel enforces lies above what we watch: it is for growth faster than we look
 _HARD_FACTOR, _HARD_EXTRA_MB = 1.25, 256
-# they start threads or devices when imported, which a fork does not survive
-_NEVER_PRELOAD = {"ROOT", "XRootD", "cupy", "dask", "distributed", "jax", "tensorflow", "torch"}
 
 
 def _prctl(option: int, value: int) -> None:
@@ -99,7 +97,11 @@ class _TaskProcess:
             os.kill(self.pid, signal.SIGKILL)
 
     def watch(self) -> None:
-        used_mb = sum(proc.rss_mb(pid) for pid in proc.family(self.pid))
+        family = proc.family(self.pid)
+        used_mb = sum(map(proc.rss_mb, family))
+        if len(family) > 1 and self.memory_mb is not None and used_mb > self.memory_mb:
+            # pages that processes share are there once; to find out takes longer
+            used_mb = sum(map(proc.pss_mb, family))
         self.peak_mb = max(self.peak_mb, used_mb)
         if self.memory_mb is not None and used_mb > self.memory_mb:
             self.kill("memory")
@@ -143,6 +145,7 @@ class _Forkserver:
         # the manager holds the other end of our standard input for as long as it lives
         self.selector.register(0, selectors.EVENT_READ, self._manager_gone)
         self.clients = 0
+        self.has_local_code = False
         self.busy_until = time.monotonic()
         self.over = False
         self.to_preload: list[str] = list(settings["preload"])
@@ -163,6 +166,10 @@ class _Forkserver:
         for task in self.tasks.values():
             task.kill("cancelled")
         _kill_strays(set())
+        for pid in self.tasks:
+            # what is not gone could still write
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
         shutil.rmtree(self.root, ignore_errors=True)
         scratch.sweep(os.path.dirname(self.root))
 
@@ -171,14 +178,15 @@ class _Forkserver:
         # what is imported stays: to look for garbage meanwhile costs a tenth of the time
         gc.disable()
         for name in names:
-            if name.partition(".")[0] not in _NEVER_PRELOAD:
-                # a module that cannot be imported here is the task's business, with its traceback
-                with contextlib.suppress(BaseException):
-                    importlib.import_module(name)
+            # a module that cannot be imported here is the task's business, with its traceback
+            with contextlib.suppress(BaseException):
+                importlib.import_module(name)
         gc.enable()
         gc.collect()
         gc.freeze()
         self.busy_until = time.monotonic()
+        # an installed package may have imported an editable one, whose edits we would not see
+        self.has_local_code = any(map(_is_local, list(sys.modules)))
 
     def _accept(self, _: object) -> None:
         connection, _address = self.listener.accept()
@@ -194,6 +202,8 @@ class _Forkserver:
             self.selector.unregister(client.socket)
             client.socket.close()
             self.clients -= 1
+            if self.has_local_code and not self.clients:
+                self.over = True
             for task in self.tasks.values():
                 if task.client is client:
                     task.kill("cancelled")
@@ -294,6 +304,10 @@ class _Forkserver:
     def _manager_gone(self, _: object) -> None:
         self.over = True
 
+    def end(self, *_: object) -> None:
+        """Stop serving, from a signal handler."""
+        self.over = True
+
 
 def main(settings_path: str) -> None:
     """Serve until the manager is gone or nobody needs this any more."""
@@ -302,9 +316,9 @@ def main(settings_path: str) -> None:
     settings["pid"] = os.getpid()
     sys.path[:] = settings["sys_path"]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     server = _Forkserver(settings)
+    signal.signal(signal.SIGTERM, server.end)
     try:
         server.serve()
     finally:
@@ -342,7 +356,9 @@ def _limit_memory(memory_mb: float) -> None:
     status = proc.status()
     room_mb = max(memory_mb - status.get("VmRSS", 0) / 1e3, 0)
     hard = status.get("VmData", 0) * 1e3 + (room_mb * _HARD_FACTOR + _HARD_EXTRA_MB) * 1e6
-    resource.setrlimit(resource.RLIMIT_DATA, (int(hard), int(hard)))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(hard) if most == resource.RLIM_INFINITY else min(int(hard), most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _kill_strays(tasks: set[int]) -> None:
@@ -352,6 +368,13 @@ def _kill_strays(tasks: set[int]) -> None:
             with contextlib.suppress(OSError):
                 if os.getsid(pid) not in tasks:
                     os.kill(pid, signal.SIGKILL)
+
+
+def _is_local(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    is_file = getattr(spec, "has_location", False)
+    ours = name == "__main__" or name.startswith("hepscale_worker")
+    return is_file and not ours and not chunks.is_installed(name)
 
 
 def _is_full(folder: str) -> bool:

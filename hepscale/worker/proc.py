@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-__all__ = ["children", "family", "rss_mb", "status"]
+__all__ = ["children", "family", "pss_mb", "rss_mb", "status"]
 
 
 def status() -> dict[str, float]:
@@ -25,6 +25,16 @@ def rss_mb(pid: int) -> float:
             return int(stream.read().split()[1]) * resource.getpagesize() / 1e6
     except (OSError, IndexError):
         return 0.0
+
+
+def pss_mb(pid: int) -> float:
+    """Return the size of a process in MB, of shared pages its share; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as stream:
+            sizes = [line.split()[1] for line in stream if line.startswith(b"Pss:")]
+    except OSError:
+        return 0.0
+    return int(sizes[0]) * 1024 / 1e6 if sizes else rss_mb(pid)
 
 
 def children(pid: int) -> list[int]:

@@ -36,9 +36,15 @@ def make(parent: str) -> tuple[str, int]:
     OSError
         If `parent` cannot be written.
     """
-    path = tempfile.mkdtemp(prefix=_prefix(), dir=parent)
-    lock = os.open(os.path.join(path, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    # under another name first: `sweep` must not find it before it is locked
+    begun = tempfile.mkdtemp(prefix=f".{_PREFIX}-", dir=parent)
+    opened = os.open(os.path.join(begun, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    # a daemon has closed 0 to 2, which a process that we start gets anew
+    lock = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(opened)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    path = os.path.join(parent, _prefix() + os.path.basename(begun).rpartition("-")[2])
+    os.rename(begun, path)
     return path, lock
 
 

@@ -72,8 +72,8 @@ def test_one_that_was_not_begun_is_not_found(tmp_path):
     folder = tmp_path / "1"
     folder.mkdir()
     (folder / "journal.tmp").write_bytes(encode(Kind.RUN, 0, {"function": "d"}))
-    assert journal.find(tmp_path, "d", {"a"}) is None
-    assert journal.find(tmp_path / "nowhere", "d", {"a"}) is None
+    assert journal.find(tmp_path, "d", {"a"}) == []
+    assert journal.find(tmp_path / "nowhere", "d", {"a"}) == []
 
 
 def test_a_half_written_tail_is_lost_and_nothing_else(tmp_path):
@@ -85,7 +85,7 @@ def test_a_half_written_tail_is_lost_and_nothing_else(tmp_path):
         assert keys(path) == ["a", "b"]
     path.write_bytes(whole[:3])
     assert list(journal.read(path)) == []
-    assert journal.find(tmp_path, "f" * 32, {"a"}) is None
+    assert journal.find(tmp_path, "f" * 32, {"a"}) == []
 
 
 def test_a_damaged_frame_in_the_middle_is_left_out(tmp_path):
@@ -105,22 +105,22 @@ def test_after_a_damaged_header_nothing_is_read(tmp_path):
     assert keys(path) == ["a"]
 
 
-def test_the_newest_that_matches_is_found(tmp_path):
+def test_those_that_match_are_found_newest_first(tmp_path):
     old = written(tmp_path, "2026-1", keys=("a", "b"))
     new = written(tmp_path, "2026-2", keys=("b", "c"))
     written(tmp_path, "2026-3", digest="e" * 32, keys=("a", "b", "c"))
     written(tmp_path, "2026-4", keys=())
-    assert journal.find(tmp_path, "f" * 32, {"b"}) == new
-    assert journal.find(tmp_path, "f" * 32, {"a"}) == old
-    assert journal.find(tmp_path, "f" * 32, {"d"}) is None
-    assert journal.find(tmp_path, "d" * 32, {"a"}) is None
+    assert journal.find(tmp_path, "f" * 32, {"b"}) == [new, old]
+    assert journal.find(tmp_path, "f" * 32, {"a"}) == [old]
+    assert journal.find(tmp_path, "f" * 32, {"d"}) == []
+    assert journal.find(tmp_path, "d" * 32, {"a"}) == []
 
 
 def test_one_that_only_split_a_chunk_is_found(tmp_path):
     one = Journal(tmp_path / "1", "f", "")
     one.append_split("a", ["b", "c"])
     one.close()
-    assert journal.find(tmp_path, "f", {"a"}) == one.path
+    assert journal.find(tmp_path, "f", {"a"}) == [one.path]
 
 
 def test_the_oldest_are_pruned_but_not_one_that_is_written(tmp_path):
@@ -150,10 +150,10 @@ def test_one_whose_writer_was_killed_is_read_and_pruned(tmp_path):
     ) as writer:
         assert writer.stdout.readline() == b"ready\n"
         journal.prune(tmp_path, 0)
-        assert journal.find(tmp_path, "f", {"a"}) == tmp_path / "1" / "journal"
+        assert journal.find(tmp_path, "f", {"a"}) == [tmp_path / "1" / "journal"]
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-    assert journal.find(tmp_path, "f", {"a"}) == tmp_path / "1" / "journal"
+    assert journal.find(tmp_path, "f", {"a"}) == [tmp_path / "1" / "journal"]
     journal.prune(tmp_path, 0)
     assert os.listdir(tmp_path) == []
 
@@ -213,7 +213,7 @@ def test_a_really_full_disk(small_disk):
     one.append(frame("c"))
     one.close()
     assert keys(one.path) == ["a"]
-    assert journal.find(small_disk, "f", {"a"}) == one.path
+    assert journal.find(small_disk, "f", {"a"}) == [one.path]
     (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
     with pytest.raises(RunDirectoryError, match="No space left") as caught:
         Journal(small_disk / "2", "f", "")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import select
 import shutil
+import socket
 import time
 from collections import deque
 from contextlib import suppress
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hepscale.errors import EngineError, RunDirectoryError
+from hepscale.errors import EngineError, HepScaleError, RunDirectoryError
 from hepscale.executor.engines import warm
 from hepscale.executor.task import (
     EngineEvent,
@@ -28,7 +30,6 @@ from hepscale.executor.task import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
     from hepscale.config import Settings
@@ -98,11 +99,22 @@ class LocalEngine:
         self._running: dict[TaskId, _Running] = {}
         self._events: list[EngineEvent] = []
         self._environ: Path | None = None
+        self._error: HepScaleError | None = None
 
     def start(self) -> None:
         """Lease a forkserver, a warm one where there is one."""
         self._server = warm.lease(self._settings, self._preload)
-        self._socket = self._server.connect()
+        try:
+            self._socket = self._server.connect()
+        except EngineError:
+            if not self._server.used:
+                raise
+            # a warm one whose folder was cleaned away, or that was about to end
+            self._server.end()
+            warm.give_back(self._server)
+            self._server = warm.lease(self._settings, self._preload)
+            self._socket = self._server.connect()
+        self._buffer = b""
         # tasks see the variables as they are now, not as they were when the worker started
         self._environ = self._server.folder / f"environ-{self._socket.fileno()}-{time.time_ns()}"
         environ = {**dict.fromkeys(warm.SINGLE_THREADED, "1"), **os.environ}
@@ -118,13 +130,22 @@ class LocalEngine:
 
     def poll(self, timeout_s: float) -> list[EngineEvent]:
         """Return what has happened since the last call."""
+        if self._error is not None:
+            raise self._error
         deadline = time.monotonic() + timeout_s
-        while True:
-            self._listen(min(_LOOK_S, max(deadline - time.monotonic(), 0)))
-            self._tail()
-            if self._events or time.monotonic() >= deadline:
-                events, self._events = self._events, []
-                return events
+        try:
+            while not self._events:
+                self._listen(min(_LOOK_S, max(deadline - time.monotonic(), 0)))
+                self._tail()
+                if time.monotonic() >= deadline:
+                    break
+        except HepScaleError as error:
+            if not self._events:
+                raise
+            # what has arrived before is reported first
+            self._error = error
+        events, self._events = self._events, []
+        return events
 
     def cancel(self, task_id: TaskId) -> None:
         """End a task and its processes."""
@@ -138,7 +159,10 @@ class LocalEngine:
         """End the tasks that still run; the forkserver stays warm for the next run."""
         server, self._server = self._server, None
         if self._socket is not None:
-            # the forkserver kills the tasks of a connection that closes
+            # the forkserver kills the tasks of a connection that closes; one that a process
+            # forked from this one holds too must be shut down
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
             self._socket = None
         for running in self._running.values():
@@ -199,7 +223,10 @@ class LocalEngine:
     def _listen(self, timeout_s: float) -> None:
         if self._socket is None:
             raise EngineError("The engine was closed.", fix="make a new executor")
-        if not select.select([self._socket], [], [], timeout_s)[0]:
+        # not select.select, which knows no descriptors above 1023
+        waiter = select.poll()
+        waiter.register(self._socket, select.POLLIN)
+        if not waiter.poll(math.ceil(timeout_s * 1000)):
             return
         try:
             data = self._socket.recv(1 << 20)
@@ -283,6 +310,8 @@ def _write_task(folder: Path, task: Task) -> None:
     for one in task.inputs:
         link = Path(os.path.normpath(cwd / one.name))
         link.parent.mkdir(parents=True, exist_ok=True)
+        # a name like a/../b needs the folder a
+        (cwd / one.name).parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(one.source)
     (folder / "work").write_bytes(task.work)

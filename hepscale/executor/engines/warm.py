@@ -58,8 +58,9 @@ class Forkserver:
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(0.02)
         # through a descriptor: the path of a socket may have 107 bytes only
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        folder = -1
         try:
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             for _ in range(int(_CONNECT_S / 0.01)):
                 try:
                     client.connect(f"/proc/self/fd/{folder}/s")
@@ -69,11 +70,14 @@ class Forkserver:
                     threading.Event().wait(0.01)
                 else:
                     return client
+        except FileNotFoundError:
+            log.info("%s was removed", self.folder)
         finally:
-            os.close(folder)
+            if folder >= 0:
+                os.close(folder)
         client.close()
         raise EngineError(
-            "The worker process of this machine ended while it was starting.",
+            "The worker process of this machine did not start.",
             items=[line for line in self.said().splitlines() if line][-3:],
             cause="Python or a package that the analysis needs cannot be imported there",
             fix="hepscale doctor",
@@ -91,6 +95,8 @@ class Forkserver:
         if self.process.stdin is not None:
             with suppress(OSError):
                 self.process.stdin.close()
+        # a process that was forked from this one may hold the other end of that pipe too
+        self.process.terminate()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
