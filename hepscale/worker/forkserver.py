@@ -372,9 +372,9 @@ def _kill_strays(tasks: set[int]) -> None:
 
 def _is_local(name: str) -> bool:
     spec = getattr(sys.modules.get(name), "__spec__", None)
-    is_file = getattr(spec, "has_location", False)
-    ours = name == "__main__" or name.startswith("hepscale_worker")
-    return is_file and not ours and not chunks.is_installed(name)
+    if spec is None or not spec.has_location or chunks.is_installed(name):
+        return False
+    return bool(os.path.dirname(spec.origin) != os.path.dirname(__file__))
 
 
 def _is_full(folder: str) -> bool:

@@ -181,6 +181,11 @@ class LocalEngine:
             try:
                 _write_task(folder, task)
             except OSError as error:
+                if not self._server.folder.exists():
+                    # its worker has ended, or will now; that is noticed when we listen
+                    self._waiting.appendleft(task)
+                    self._server.end()
+                    return
                 shutil.rmtree(folder, ignore_errors=True)
                 raise self._no_room(error) from None
             self._running[task.id] = _Running(task, folder)
