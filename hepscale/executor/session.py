@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hepscale.errors import RunDirectoryError
+from hepscale.executor.engines import warm
 from hepscale.executor.job import StopRequest
 from hepscale.view import RunState, advance, apply, make_view
 from hepscale.worker import scratch
@@ -38,7 +38,7 @@ def spool(parent: Path) -> Iterator[Path]:
     try:
         path, lock = scratch.make(str(parent))
     except OSError as error:
-        raise _unusable(parent, error) from None
+        raise warm.scratch_unusable(parent, error) from None
     try:
         yield Path(path)
     finally:
@@ -57,16 +57,7 @@ def write(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise _unusable(path.parent.parent, error) from None
-
-
-def _unusable(parent: Path, error: OSError) -> RunDirectoryError:
-    return RunDirectoryError(
-        "The scratch folder cannot be used.",
-        items=[f"{parent}: {error.strerror}"],
-        cause="it is missing, read-only or full",
-        fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
-    )
+        raise warm.scratch_unusable(path.parent.parent, error) from None
 
 
 class _Shower:

@@ -14,6 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from . import proc
 from .frames import Kind, encode
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class _Runner:
         self.last_s = time.monotonic()
         self.frame_cost_s = 0.0
         self.frame_mb = 0.0
-        self.rss_mb = _rss_mb()
+        self.rss_mb = proc.rss_mb(self.pid)
         self.clock = {"process": 0.0, "merge": 0.0, "stream": 0.0}
 
     def run(self, work: list[tuple[str, int, Any]]) -> None:
@@ -143,7 +144,7 @@ class _Runner:
         self.clock["merge"] += time.monotonic() - begun
 
     def _is_due(self) -> bool:
-        if self.isolate or _rss_mb() - self.rss_mb > _PENDING_MB:
+        if self.isolate or proc.rss_mb(self.pid) - self.rss_mb > _PENDING_MB:
             return True
         wait_s = max(
             self.interval_s, self.frame_cost_s / _STREAM_SHARE, self.frame_mb / _STREAM_MB_S
@@ -174,7 +175,7 @@ class _Runner:
         self.last_s = time.monotonic()
         self.frame_cost_s = self.last_s - begun
         self.clock["stream"] += self.frame_cost_s
-        self.rss_mb = _rss_mb()
+        self.rss_mb = proc.rss_mb(self.pid)
 
     def _failed(
         self, key: str, error: BaseException, kind: str = "exception", path: str = ""
@@ -314,12 +315,6 @@ def is_installed(name: str) -> bool:
         or f"{os.sep}dist-packages{os.sep}" in origin
         or origin.startswith((stdlib + os.sep, "/cvmfs/"))
     )
-
-
-def _rss_mb() -> float:
-    with open("/proc/self/statm", "rb") as stream:
-        pages = int(stream.read().split()[1])
-    return pages * resource.getpagesize() / 1e6
 
 
 def _cpu_s() -> float:

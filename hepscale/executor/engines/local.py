@@ -117,9 +117,8 @@ class LocalEngine:
         self._buffer = b""
         # tasks see the variables as they are now, not as they were when the worker started
         self._environ = self._server.folder / f"environ-{self._socket.fileno()}-{time.time_ns()}"
-        environ = {**dict.fromkeys(warm.SINGLE_THREADED, "1"), **os.environ}
         try:
-            self._environ.write_text(json.dumps(environ))
+            self._environ.write_text(json.dumps(warm.worker_environ()))
         except OSError as error:
             raise self._no_room(error) from None
 

@@ -22,13 +22,13 @@ from hepscale.worker import scratch
 if TYPE_CHECKING:
     from hepscale.config import Settings
 
-__all__ = ["Forkserver", "lease", "shutdown"]
+__all__ = ["Forkserver", "give_back", "lease", "scratch_unusable", "shutdown", "worker_environ"]
 
 log = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).parents[2] / "worker"
 # one process a slot is the unit of parallelism: libraries must not start threads of their own
-SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CONNECT_S = 60.0
 
 
@@ -159,6 +159,21 @@ def shutdown(*, idle_only: bool = False) -> None:
 atexit.register(shutdown)
 
 
+def worker_environ() -> dict[str, str]:
+    """Return the variables for workers and tasks: ours as they are now, one thread a process."""
+    return {**dict.fromkeys(_SINGLE_THREADED, "1"), **os.environ}
+
+
+def scratch_unusable(folder: Path, error: OSError) -> RunDirectoryError:
+    """Return the error for a scratch folder in which nothing can be made."""
+    return RunDirectoryError(
+        "The scratch folder cannot be used.",
+        items=[f"{folder}: {error.strerror}"],
+        cause="it is missing, read-only or full",
+        fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
+    )
+
+
 def _mtime_ns(entry: str) -> int:
     try:
         return Path(entry).stat().st_mtime_ns
@@ -173,12 +188,7 @@ def _start(settings: Settings, preload: tuple[str, ...], path: list[str]) -> For
     try:
         folder, lock = scratch.make(parent)
     except OSError as error:
-        raise RunDirectoryError(
-            "The scratch folder for workers cannot be used.",
-            items=[f"{parent}: {error.strerror}"],
-            cause="it is missing, read-only or full",
-            fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
-        ) from None
+        raise scratch_unusable(settings.scratch_dir, error) from None
     told = {
         "dir": folder,
         "manager_pid": os.getpid(),
@@ -189,7 +199,6 @@ def _start(settings: Settings, preload: tuple[str, ...], path: list[str]) -> For
     try:
         settings_path = Path(folder) / "settings.json"
         settings_path.write_text(json.dumps(told))
-        environ = {**dict.fromkeys(SINGLE_THREADED, "1"), **os.environ}
         with open(Path(folder) / "log", "wb") as log_file:
             process = subprocess.Popen(
                 [sys.executable, "-I", str(_WORKER), str(settings_path)],
@@ -197,7 +206,7 @@ def _start(settings: Settings, preload: tuple[str, ...], path: list[str]) -> For
                 stdout=log_file,
                 stderr=log_file,
                 cwd=folder,
-                env=environ,
+                env=worker_environ(),
                 pass_fds=(lock,),
                 start_new_session=True,
             )
