@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hepscale.env.api import analyze, pack
     from hepscale.errors import (
         ChunksFailed,
         ConfigError,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         InputError,
         MergeFailed,
         NotebookError,
+        PackError,
         PayloadError,
         RunDirectoryError,
         RunError,
@@ -29,6 +31,8 @@ _HOME = {
     "HepScaleExecutor": "hepscale.executor.coffea",
     "run_uproot_job": "hepscale.executor.uproot_job",
     "shutdown": "hepscale.executor.coffea",
+    "analyze": "hepscale.env.api",
+    "pack": "hepscale.env.api",
     "ChunkFailure": "hepscale.executor.task",
     "ChunksFailed": "hepscale.errors",
     "ConfigError": "hepscale.errors",
@@ -37,6 +41,7 @@ _HOME = {
     "InputError": "hepscale.errors",
     "MergeFailed": "hepscale.errors",
     "NotebookError": "hepscale.errors",
+    "PackError": "hepscale.errors",
     "PayloadError": "hepscale.errors",
     "RunDirectoryError": "hepscale.errors",
     "RunError": "hepscale.errors",
@@ -53,11 +58,14 @@ __all__ = [
     "InputError",
     "MergeFailed",
     "NotebookError",
+    "PackError",
     "PayloadError",
     "RunDirectoryError",
     "RunError",
     "RunInterrupted",
     "__version__",
+    "analyze",
+    "pack",
     "run_uproot_job",
     "shutdown",
 ]

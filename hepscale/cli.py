@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepscale import __version__
 from hepscale.errors import HepScaleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import TaskID
 
 __all__ = ["main"]
 
@@ -98,3 +105,168 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"      {'':{width}}  {click.style(check.fix, bold=True)}")
     if any(check.status == "fail" for check in checks):
         click.get_current_context().exit(1)
+
+
+_PACKAGES = (
+    click.option("--with", "extra", multiple=True, metavar="PACKAGE", help="Take this one too."),
+    click.option("--without", "exclude", multiple=True, metavar="PACKAGE", help="Leave this out."),
+    click.option("--python", help="Interpreter whose environment is meant; by default this one."),
+)
+_CLOSURE = click.option(
+    "--closure",
+    type=click.Choice(["full", "imports"]),
+    default="full",
+    show_default=True,
+    help="All that the packages require, or only what is imported at import time.",
+)
+
+
+def _package_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_PACKAGES):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+
+        def tell(label: str, done: int, total: int) -> None:
+            if label not in bars:
+                bars[label] = progress.add_task(f"Packing {label}", total=total)
+            progress.update(bars[label], completed=done)
+
+        yield tell
+
+
+@main.group()
+def env() -> None:
+    """See, pack and use the environment of an analysis."""
+
+
+@env.command("analyze")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the analysis as JSON.")
+@_package_options
+def env_analyze(
+    file: Path, as_json: bool, extra: tuple[str, ...], exclude: tuple[str, ...], python: str | None
+) -> None:
+    """Say what FILE, a script or a notebook, imports and where that comes from.
+
+    Nothing of it is imported or run. Exits with 1 when something is missing.
+    """
+    from hepscale import env_report
+    from hepscale.env.api import analyze
+
+    found = analyze(file, python=python, extra_packages=extra, exclude_packages=exclude)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(env_report.analysis_json(found), indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(env_report.report(found))
+    if found.missing:
+        click.get_current_context().exit(1)
+
+
+@env.command("pack")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="env.tar.gz")
+@click.option("--format", "form", type=click.Choice(["tar.gz", "tar.zst"]))
+@_CLOSURE
+@_package_options
+def env_pack(
+    file: Path,
+    output: Path,
+    form: str | None,
+    closure: Any,
+    extra: tuple[str, ...],
+    exclude: tuple[str, ...],
+    python: str | None,
+) -> None:
+    """Write the environment of FILE as one archive, which conda-pack's tools understand."""
+    from hepscale.env.api import pack
+
+    with _progress() as tell:
+        packed = pack(
+            file,
+            output,
+            format=form,
+            closure=closure,
+            python=python,
+            extra_packages=extra,
+            exclude_packages=exclude,
+            tell=tell,
+        )
+    what = f"{len(packed.spec.distributions) - 1} distributions, Python {packed.spec.python}"
+    size = f"{packed.size_bytes / 1e6:.1f} MB, {packed.unpacked_bytes / 1e6:.0f} MB unpacked"
+    click.echo(f"{packed.path}: {size}; {what}{' (unchanged)' if packed.unchanged else ''}")
+
+
+@env.command("run", context_settings={"ignore_unknown_options": True})
+@click.argument("what")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_CLOSURE
+def env_run(what: str, command: tuple[str, ...], closure: Any) -> None:
+    """Run COMMAND in the environment of WHAT: an archive, a script or a notebook.
+
+    \b
+    hepscale env run env.tar.gz -- python analysis.py
+    hepscale env run analysis.ipynb -- python -c 'import coffea; print(coffea.__file__)'
+    """
+    from hepscale.env_run import prepare
+
+    with _progress() as tell:
+        line, environ = prepare(what, command, closure, tell)
+    os.execvpe(line[0], line, environ)  # noqa: S606
+
+
+@env.command("diff")
+@click.argument("before")
+@click.argument("after")
+def env_diff(before: str, after: str) -> None:
+    """Say how two environments differ: archives, scripts, notebooks, or digests of env list.
+
+    Exits with 1 when they do.
+    """
+    from rich.console import Console
+
+    from hepscale import env_report
+    from hepscale.env.spec import difference
+    from hepscale.env_run import spec_of
+
+    found = difference(spec_of(before), spec_of(after))
+    Console().print(env_report.difference_table(found))
+    if found:
+        click.get_current_context().exit(1)
+
+
+@env.command("list")
+def env_list() -> None:
+    """Show the environments that are kept here, the one used last first."""
+    from rich.console import Console
+
+    from hepscale import env_report
+    from hepscale.env.api import store
+
+    Console().print(env_report.environments_table(store().environments()))
+
+
+@env.command("prune")
+@click.option(
+    "--keep", type=click.IntRange(0), default=0, show_default=True, help="Environments to keep."
+)
+def env_prune(keep: int) -> None:
+    """Remove packed and unpacked environments; what workers use stays."""
+    from hepscale.config import load_settings
+    from hepscale.env.api import store
+
+    done = store().prune(keep, load_settings().cache_dir / "unpacked")
+    click.echo(f"{done.environments} environments removed, {done.size_bytes / 1e6:.0f} MB freed")

@@ -38,7 +38,7 @@ class Settings(BaseModel):
     Attributes
     ----------
     cache_dir
-        Generated demo data and other things that can be made again.
+        Packed environments, demo data and other things that can be made again.
     run_dir
         Journals of runs; what a restarted kernel resumes from.
     scratch_dir
@@ -47,6 +47,8 @@ class Settings(BaseModel):
         Seconds after which a warm worker without work ends.
     keep_runs
         How many journals are kept; the oldest are removed first.
+    keep_environments
+        How many packed environments are kept, with what this machine's workers have unpacked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,7 @@ class Settings(BaseModel):
     scratch_dir: _Folder = Field(default_factory=lambda: Path(tempfile.gettempdir()))
     idle_s: float = Field(default=300.0, gt=0)
     keep_runs: int = Field(default=8, ge=1)
+    keep_environments: int = Field(default=8, ge=1)
 
 
 def load_settings() -> Settings:

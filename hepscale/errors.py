@@ -7,6 +7,7 @@
     ├── InputError             a fileset or an input that cannot be used
     ├── RunDirectoryError      the folder for journals or scratch files cannot be written
     ├── PayloadError           the analysis cannot be sent to a worker
+    ├── PackError              the environment cannot be packed, stored or unpacked
     ├── EngineError            workers cannot be started, or went away for good
     ├── NotebookError          a notebook or script that ``hepscale run`` ran has failed
     └── RunError               a run that ended without all of its chunks
@@ -33,6 +34,7 @@ __all__ = [
     "InputError",
     "MergeFailed",
     "NotebookError",
+    "PackError",
     "PayloadError",
     "RunDirectoryError",
     "RunError",
@@ -121,6 +123,10 @@ class RunDirectoryError(HepScaleError):
 
 class PayloadError(HepScaleError):
     """The analysis cannot be sent to a worker."""
+
+
+class PackError(HepScaleError):
+    """The environment of an analysis cannot be packed, stored or unpacked."""
 
 
 class EngineError(HepScaleError):

@@ -153,7 +153,12 @@ def run_notebook(
         resources={"metadata": {"path": str(path.absolute().parent)}},
     )
     # Nobody watches the notebook, so a run in it shows its progress as lines that are passed on.
-    environ = {"HEPSCALE_VIEW": "lines", **os.environ}
+    # Jupyter tells a kernel in the same way which notebook it is for.
+    environ = {
+        "HEPSCALE_VIEW": "lines",
+        **os.environ,
+        "JPY_SESSION_NAME": str(path.absolute()),
+    }
     began = time.monotonic()
     try:
         client.execute(env=environ)

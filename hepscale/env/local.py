@@ -1,13 +1,12 @@
 """Local code: what an analysis imports that no package manager has installed.
 
 Modules beside a notebook, folders on ``PYTHONPATH`` and editable installs are found without being
-imported, followed through their imports, copied for the workers and digested by content.
+imported, and followed through their imports.
 """
 
 from __future__ import annotations
 
 import dis
-import hashlib
 import importlib.util
 import os
 import sys
@@ -15,27 +14,33 @@ import sysconfig
 import warnings
 from collections import deque
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from hepscale.errors import PayloadError, RunDirectoryError
+from hepscale.errors import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from importlib.machinery import ModuleSpec
 
-__all__ = ["LocalModule", "closure", "digest", "find_local", "is_installed", "snapshot"]
+__all__ = ["LocalModule", "closure", "find_local", "imported", "is_installed", "unreadable"]
 
 _MOST_BYTES = 100_000_000
-_BLOCK_BYTES = 1 << 20
 _SKIPPED_FOLDERS = frozenset(
     {".git", ".hg", ".svn", ".ipynb_checkpoints", ".venv", "venv", "node_modules", "__pycache__"}
     | {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".nox", ".pixi"}
 )
 _SKIPPED_SUFFIXES = (".pyc", ".pyo")
+# keys and passwords, by their usual names: they stay where they are
+_PRIVATE_FOLDERS = frozenset({".ssh", ".globus", ".gnupg", ".aws", ".config"})
+_PRIVATE_FILES = (
+    ".env", ".netrc", ".pypirc", ".git-credentials", "*.pem", "*.key", "*.p12", "id_rsa*",
+    "id_ed25519*", "id_ecdsa*", "x509up_*", "*.keytab", "krb5cc_*", ".htpasswd",
+)  # fmt: skip
 _IMPORTERS = frozenset({"import_module", "__import__"})
 _IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 
@@ -82,13 +87,16 @@ def _standard_library() -> frozenset[Path]:
     return frozenset(Path(folder).resolve() for folder in folders)
 
 
-def find_local(name: str) -> LocalModule | None:
+def find_local(name: str, search: Sequence[str] | None = None) -> LocalModule | None:
     """Find the local code of a top-level module, without importing it.
 
     Parameters
     ----------
     name
         The module's name; of a dotted name only the first part counts.
+    search
+        Folders to look in, in this order, before anything that this process knows of modules;
+        None: what this process imports under that name.
 
     Returns
     -------
@@ -103,7 +111,7 @@ def find_local(name: str) -> LocalModule | None:
     name = name.partition(".")[0]
     if not name or name in {"__main__", "__mp_main__"}:
         return None
-    origin, folders = _locate(name)
+    origin, folders = _locate(name) if search is None else _locate_in(name, search)
     if origin and (is_installed(origin) or not Path(origin).is_file()):
         return None
     files: dict[str, str] = {}
@@ -142,6 +150,17 @@ def _locate(name: str) -> tuple[str, tuple[str, ...]]:
     return origin, folders
 
 
+def _locate_in(name: str, search: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    try:
+        spec = PathFinder.find_spec(name, [*search])
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    if spec is None:
+        return _locate(name)
+    origin = spec.origin if isinstance(spec.origin, str) and spec.has_location else ""
+    return origin, tuple(spec.submodule_search_locations or ())
+
+
 def _find_spec(name: str, *, in_memory: bool) -> ModuleSpec | None:
     try:
         if in_memory:
@@ -164,12 +183,17 @@ def _tree(
         for entry in found:
             path, below = folder / entry.name, f"{prefix}/{entry.name}"
             if entry.is_dir():
-                if entry.name not in _SKIPPED_FOLDERS and not _is_environment(path):
+                skipped = _SKIPPED_FOLDERS | _PRIVATE_FOLDERS
+                if entry.name not in skipped and not _is_environment(path):
                     yield from _tree(path, below, above | {real})
-            elif entry.is_file() and not entry.name.endswith(_SKIPPED_SUFFIXES):
+            elif entry.is_file() and not _stays_behind(entry.name):
                 yield below, str(path)
     except OSError as error:
-        raise _unreadable(str(folder), error) from error
+        raise unreadable(str(folder), error) from error
+
+
+def _stays_behind(name: str) -> bool:
+    return name.endswith(_SKIPPED_SUFFIXES) or any(fnmatchcase(name, one) for one in _PRIVATE_FILES)
 
 
 def _is_environment(folder: Path) -> bool:
@@ -182,7 +206,7 @@ def _refuse_large(name: str, files: dict[str, str]) -> None:
         try:
             sizes[path] = Path(path).stat().st_size
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
     total = sum(sizes.values())
     if total > _MOST_BYTES:
         largest = sorted(sizes, key=lambda path: (-sizes[path], path))
@@ -221,7 +245,7 @@ def closure(names: Iterable[str], codes: Iterable[CodeType] = ()) -> tuple[Local
     """
     waiting = deque(name.partition(".")[0] for name in names)
     for code in codes:
-        waiting.extend(_imported(code))
+        waiting.extend(imported(code))
     seen: set[str] = set()
     found: list[LocalModule] = []
     while waiting:
@@ -244,7 +268,7 @@ def _imported_by_file(path: str) -> frozenset[str]:
         status = Path(path).stat()
         return _imported_by_version(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 @lru_cache(maxsize=4096)
@@ -256,10 +280,10 @@ def _imported_by_version(path: str, _mtime_ns: int, _size: int) -> frozenset[str
             code = compile(source, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return frozenset()
-    return frozenset(_imported(code))
+    return frozenset(imported(code))
 
 
-def _imported(code: CodeType) -> Iterator[str]:
+def imported(code: CodeType) -> Iterator[str]:
     """Yield the top-level names that a code object and the ones nested in it import."""
     waiting = [code]
     while waiting:
@@ -283,103 +307,8 @@ def _imported_here(code: CodeType) -> Iterator[str]:
                 yield given.partition(".")[0]
 
 
-def digest(modules: Iterable[LocalModule]) -> str:
-    """Return the digest of the modules' relative names and contents, as 64 hex digits.
-
-    Raises
-    ------
-    PayloadError
-        A file cannot be read.
-    """
-    return _combined((below, _read(path, None)) for below, path in _files(modules))
-
-
-def snapshot(modules: Iterable[LocalModule], target: Path) -> str:
-    """Copy the modules into the folder `target`, which is to go first on ``sys.path``.
-
-    Parameters
-    ----------
-    modules
-        What to copy. Links are replaced by what they lead to.
-    target
-        An empty folder; it is made where it is missing.
-
-    Returns
-    -------
-    str
-        The digest of the bytes that were copied: equal to :func:`digest` of the same modules
-        unless a file has changed between the two.
-
-    Raises
-    ------
-    PayloadError
-        A source file cannot be read.
-    RunDirectoryError
-        `target` cannot be written.
-    """
-
-    def copies() -> Iterator[tuple[str, bytes]]:
-        for below, path in _files(modules):
-            yield below, _read(path, target / below)
-
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        return _combined(copies())
-    except OSError as error:
-        raise RunDirectoryError(
-            f"The copy of the local modules cannot be written: {error.strerror or error}.",
-            items=[str(error.filename or target)],
-            cause="the folder is read-only or its disk is full",
-            fix=f"df -h {target}",
-        ) from error
-
-
-def _files(modules: Iterable[LocalModule]) -> list[tuple[str, str]]:
-    return sorted({pair for module in modules for pair in module.files})
-
-
-def _read(path: str, copy: Path | None) -> bytes:
-    """Return the digest of a file, and write its bytes to `copy` on the way."""
-    content = hashlib.sha256()
-    if copy is None:
-        for block in _blocks(path):
-            content.update(block)
-        return content.digest()
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with copy.open("wb") as out:
-        for block in _blocks(path):
-            content.update(block)
-            out.write(block)
-    return content.digest()
-
-
-def _blocks(path: str) -> Iterator[bytes]:
-    # Only the reads are inside "try": an error of a writer must not be taken for one of ours.
-    try:
-        source = open(path, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    with source:
-        while True:
-            try:
-                block = source.read(_BLOCK_BYTES)
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            if not block:
-                return
-            yield block
-
-
-def _combined(contents: Iterable[tuple[str, bytes]]) -> str:
-    total = hashlib.sha256()
-    for below, content in contents:
-        name = below.encode("utf-8", "surrogateescape")
-        total.update(b"%d:%b" % (len(name), name))
-        total.update(content)
-    return total.hexdigest()
-
-
-def _unreadable(path: str, error: OSError) -> PayloadError:
+def unreadable(path: str, error: OSError) -> PayloadError:
+    """Return the error for a local file that cannot be read."""
     return PayloadError(
         f"A local module cannot be read: {error.strerror or error}.",
         items=[path],

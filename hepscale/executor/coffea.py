@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,22 +16,23 @@ import cloudpickle
 import coffea
 import lz4.frame
 from coffea.processor import accumulate
-from coffea.processor.executor import ExecutorBase, FileMeta, WorkItem
+from coffea.processor.executor import ExecutorBase, FileMeta
 
 from hepscale.config import Settings, load_settings
-from hepscale.env import local
+from hepscale.env import local, snapshot
+from hepscale.env.api import DEFAULT_CLOSURE
+from hepscale.env.environment import CLOSURES
 from hepscale.errors import ConfigError, HepScaleError, PayloadError
-from hepscale.executor import advice, journal, payload, session, unpickle
+from hepscale.executor import advice, chunking, journal, packing, payload, session, unpickle
 from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.job import Job, Outcome
 from hepscale.executor.run import Run
-from hepscale.executor.task import Chunk, InputFile, Notice, Resources
+from hepscale.executor.task import Chunk, Notice, Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from hepscale.executor.engines.base import Engine
     from hepscale.executor.job import Observer
     from hepscale.worker.frames import Frame
 
@@ -78,6 +78,17 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         Who runs tasks: "local", processes of this machine.
     run_dir
         Folder for journals of runs; None: ``HEPSCALE_RUN_DIR``, or a folder in the user's cache.
+    environment
+        What tasks run in: None, what this process runs in; "packed", a copy of the part of it that
+        the analysis needs; or an archive that ``hepscale env pack`` or conda-pack has written.
+    closure
+        What is packed: "full", all that the imported packages require; "imports", what they
+        import at import time (should a task import more, the rest is sent and it is run again).
+    extra_packages, exclude_packages
+        Packages or modules that are packed, or not, whatever the analysis imports.
+    files
+        Files or folders that tasks find in their folder: under the same name if that is a relative
+        one, else under the last part of it.
 
     Raises
     ------
@@ -92,6 +103,11 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     resume: bool = False
     engine: str = "local"
     run_dir: str | os.PathLike[str] | None = None
+    environment: str | os.PathLike[str] | None = None
+    closure: str = DEFAULT_CLOSURE
+    extra_packages: Sequence[str] = ()
+    exclude_packages: Sequence[str] = ()
+    files: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("cores", 1), ("memory_mb", 1), ("retries", 0)):
@@ -114,6 +130,19 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 cause=f"known are: {', '.join(_ENGINES)}",
                 fix='HepScaleExecutor(engine="local")',
             )
+        if self.closure not in CLOSURES:
+            raise ConfigError(
+                f"There is no closure {self.closure!r}.",
+                cause=f"known are: {', '.join(CLOSURES)}",
+                fix='HepScaleExecutor(closure="full")',
+            )
+        for name in ("extra_packages", "exclude_packages", "files"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} cannot be used.",
+                    cause="it is a list of names",
+                    fix=f"HepScaleExecutor({name}=[{getattr(self, name)!r}])",
+                )
 
     def __call__(
         self, items: Iterable[Any], function: Callable[..., Any], accumulator: Any
@@ -141,7 +170,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             outcome = self._run(items, function)
             output = outcome.output
             if outcome.status != "done":
-                error = advice.error_for(outcome, _unwrap, self.unit)
+                error = advice.error_for(outcome, chunking.unwrap, self.unit)
         except HepScaleError as caught:
             error, output = caught, caught.partial_output
         if error is not None and (output is None or isinstance(items[0], FileMeta)):
@@ -161,11 +190,14 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     def _run(self, items: list[Any], function: Callable[..., Any]) -> Outcome:
         settings = self._settings()
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{os.getpid()}-{next(_run_numbers)}"
-        with session.spool(settings.scratch_dir) as spool:
-            job, digest = self._job(run_id, function, spool)
-            chunks = list(_chunks(items, digest))
-            engine = self._engine(settings)
-            with session.shown(status=self.status) as observer, session.stop_on_sigint() as stop:
+        with (
+            session.spool(settings.scratch_dir) as spool,
+            session.shown(status=self.status) as observer,
+        ):
+            job, digest = self._job(run_id, function, spool, observer)
+            chunks = list(chunking.chunks_of(items, digest))
+            engine = LocalEngine(self._slots(), settings, _PRELOAD, job.environment)
+            with session.stop_on_sigint() as stop:
                 if isinstance(items[0], FileMeta):
                     return Run(job, chunks, engine, observer, None, stop).execute()
                 earlier = self._earlier(settings, digest, chunks, observer)
@@ -183,25 +215,29 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             return settings
         return settings.model_copy(update={"run_dir": Path(self.run_dir).expanduser().absolute()})
 
-    def _engine(self, settings: Settings) -> Engine:
-        return LocalEngine(self._slots(), settings, _PRELOAD)
-
     def _slots(self) -> int:
         return self.cores or machine.usable_cores()
 
-    def _job(self, run_id: str, function: Callable[..., Any], spool: Path) -> tuple[Job, str]:
+    def _job(
+        self, run_id: str, function: Callable[..., Any], spool: Path, observer: Observer
+    ) -> tuple[Job, str]:
         """Write what tasks read into `spool`; return the job and the digest of its code."""
         session.write(spool / "payload", payload.dump_payload(function, accumulate))
         printed = payload.fingerprint((_versions(), _readable(function)))
-        modules = local.closure(printed.modules, printed.codes)
+        wanted = packing.Wanted(
+            self.environment, self.closure, (*self.extra_packages,), (*self.exclude_packages,)
+        )
+        packed = packing.pack(wanted, printed, _PRELOAD, observer)
+        modules = local.closure((*printed.modules, *packed.modules), printed.codes)
         code = spool / "code" if modules else None
         sources = {}
         digest = printed.digest + payload.fingerprint([*_installed(printed.modules)]).digest
         if code is not None:
-            digest += local.snapshot(modules, code)
+            digest += snapshot.snapshot(modules, code)
             sources = {
                 str(code / name): str(source) for one in modules for name, source in one.files
             }
+        named = list(chunking.named_files(self.files))
         share_mb = int(machine.memory_limit_bytes() / 1e6 * _MEMORY_SHARE / self._slots())
         job = Job(
             run_id=run_id,
@@ -212,12 +248,14 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             sources=sources,
             merge=accumulate,
             dumps=cloudpickle.dumps,
-            split=_split,
-            inputs=_inputs,
-            wraps=_wraps,
+            split=chunking.split,
+            inputs=partial(chunking.inputs, named),
+            wraps=chunking.wraps,
             resources=Resources(memory_mb=self.memory_mb or share_mb or None, wall_s=self.wall_s),
             retries=self.retries,
             compression=min(self.compression or 0, _MOST_COMPRESSION),
+            environment=packed.environment,
+            widen=packed.widen,
         )
         return job, digest
 
@@ -281,88 +319,8 @@ def _unpacked(packed: bytes) -> Any:
 
 def _installed(names: Iterable[str]) -> Iterator[tuple[str, int]]:
     """Yield installed modules that the analysis refers to, with the time of their installation."""
-    for name in sorted(names):
+    for name in sorted({name.partition(".")[0] for name in names}):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and local.is_installed(file):
             with suppress(OSError):
                 yield name, Path(file).stat().st_mtime_ns
-
-
-def _chunks(items: Iterable[Any], digest: str) -> Iterator[Chunk]:
-    seen: dict[str, int] = {}
-    for item in items:
-        identity, about = _identify(item)
-        key = payload.chunk_key(digest, identity)
-        # the same file given twice is counted twice, as every executor of coffea does
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] > 1:
-            key = payload.chunk_key(digest, identity, seen[key] - 1)
-        yield Chunk(key, item, *about)
-
-
-def _identify(item: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return what makes a chunk the chunk that it is, and (dataset, file, start, stop)."""
-    if isinstance(item, WorkItem):
-        start, stop = int(item.entrystart), int(item.entrystop)
-        preload = None if item.preload is None else sorted(item.preload)
-        identity: tuple[Any, ...] = (
-            "chunk",
-            item.dataset,
-            item.filename,
-            item.fileuuid,
-            _stamp(item),
-            item.treename,
-            start,
-            stop,
-            item.usermeta,
-            preload,
-        )
-        return identity, (item.dataset, item.filename, start, stop)
-    if isinstance(item, FileMeta):
-        identity = ("file", item.dataset, item.filename, item.treename, item.metadata)
-        return identity, (item.dataset, item.filename)
-    return ("item", item), ()
-
-
-def _stamp(item: WorkItem) -> tuple[str, int, int] | None:
-    """Return which file this is where coffea's uuid says only what it is called: parquet's."""
-    if item.fileuuid == hashlib.md5(item.filename.encode(), usedforsecurity=False).digest():
-        with suppress(OSError):
-            found = Path(item.filename).stat()
-            return str(Path(item.filename).absolute()), found.st_size, found.st_mtime_ns
-    return None
-
-
-def _split(chunk: Chunk) -> tuple[Chunk, Chunk] | None:
-    if not isinstance(chunk.item, WorkItem) or chunk.entries < 2:
-        return None
-    middle = (chunk.start + chunk.stop) // 2
-    first = replace(
-        chunk,
-        key=payload.chunk_key(chunk.key, ("half", 0)),
-        item=replace(chunk.item, entrystop=middle),
-        stop=middle,
-    )
-    second = replace(
-        chunk,
-        key=payload.chunk_key(chunk.key, ("half", 1)),
-        item=replace(chunk.item, entrystart=middle),
-        start=middle,
-    )
-    return first, second
-
-
-def _inputs(chunk: Chunk) -> Iterator[InputFile]:
-    name = chunk.file
-    if name and "://" not in name and not Path(name).is_absolute():
-        yield InputFile(name, Path(name).absolute())
-
-
-def _wraps(type_name: str, message: str) -> bool:
-    return type_name == "Exception" and message.startswith("Failed ")
-
-
-def _unwrap(error: BaseException) -> BaseException:
-    while error.__cause__ is not None and _wraps(type(error).__name__, str(error)):
-        error = error.__cause__
-    return error

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from hepscale.env.environment import Environment
     from hepscale.executor.task import Chunk, ChunkFailure, Event, InputFile, Resources, RunStatus
 
 __all__ = ["Job", "Observer", "Outcome", "StopRequest"]
@@ -24,6 +25,11 @@ class Job:
         What it is called.
     payload, code
         Files that every task reads, see :class:`hepscale.executor.task.Task`.
+    environment
+        What tasks run in; None: what this process runs in.
+    widen
+        Returns the environment that holds everything, where `environment` holds only what is
+        imported for certain; None where there is no other.
     sources
         From the files below `code` to the user's own.
     merge
@@ -54,6 +60,8 @@ class Job:
     resources: Resources
     retries: int
     compression: int
+    environment: Environment | None = None
+    widen: Callable[[], Environment] | None = None
 
 
 class Observer(Protocol):

@@ -48,7 +48,7 @@ class Fingerprint:
     digest
         32 hex digits; equal in every process for the same source and data.
     modules
-        Top-level names of the modules that the pickle refers to, installed ones too.
+        Names of the modules that the pickle refers to, installed ones too.
     codes
         The code objects that are pickled by value, in the order in which they are met.
     """
@@ -303,7 +303,7 @@ class _Walk:
 
     def _refer(self, module: str | None) -> None:
         if module and module != "__main__":
-            self.modules.add(module.partition(".")[0])
+            self.modules.add(module)
 
     def _named(self, obj: Any, name: str) -> Sequence[Any]:
         module = pickle.whichmodule(obj, name)  # type: ignore[attr-defined]
@@ -321,7 +321,7 @@ class _Walk:
         self._refer(obj.__module__)
         # Which submodules are loaded already depends on what else was imported.
         for module in slots.pop("_cloudpickle_submodules"):
-            self._refer(module.__name__)
+            self._refer(module.__name__.partition(".")[0])
         return self._open(b"F", (code, namespace.get("__name__"), attributes, slots))
 
     def _class(self, obj: Any, arguments: Any, attributes: dict[str, Any]) -> Sequence[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hepscale.errors import HepScaleError
@@ -182,12 +183,26 @@ class Run:
                 running = self._running.pop(event.task_id)
                 if running.done is not None:
                     self._learn(running, running.done["clock"].get("stream", 0.0))
+                    self._widen(running)
                 self._faults.end(running, event)
             elif isinstance(event, WorkerJoined):
                 self._slots[event.worker_id] = event.slots
             elif isinstance(event, WorkerLost):
                 self._slots.pop(event.worker_id, None)
             self._observe(event)
+
+    def _widen(self, running: Running) -> None:
+        """Give the tasks that follow all packages, because one that was left out is imported."""
+        job = self._job
+        absent = running.done["missing"] if running.done and "missing" in running.done else ()
+        if absent and job.widen is not None and running.task.environment is job.environment:
+            self._observe(
+                Notice(
+                    f"{' and '.join(absent)}: imported, but not seen in advance. All packages are "
+                    'sent now and the task is run again; closure="full" sends them at once.'
+                )
+            )
+            self._job = replace(job, environment=job.widen(), widen=None)
 
     def _learn(self, running: Running, stream_s: float) -> None:
         overhead_s = running.age_s - running.spent_s - stream_s
@@ -226,6 +241,7 @@ class Run:
             work=job.dumps([(chunk.key, chunk.entries, chunk.item) for chunk in chunks]),
             payload=job.payload,
             code=job.code,
+            environment=job.environment,
             inputs=tuple(inputs.values()),
             resources=job.resources,
             frame_interval_s=policy.frame_interval_s(slots, self._waiting.pace),

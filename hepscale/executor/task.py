@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NewType, TypeAlias
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hepscale.env.environment import Environment
+
 __all__ = [
     "Chunk",
     "ChunkBegun",
@@ -124,6 +126,8 @@ class Task:
         The pickled function, merge and output pickler, shared by all tasks of the run.
     code
         Folder with the local modules that the payload imports, or None.
+    environment
+        What it runs in; None: what this process runs in.
     inputs
         Files to be found under relative names in the task's directory.
     frame_interval_s
@@ -141,6 +145,7 @@ class Task:
     work: bytes
     payload: Path
     code: Path | None = None
+    environment: Environment | None = None
     inputs: tuple[InputFile, ...] = ()
     resources: Resources = field(default_factory=Resources)
     frame_interval_s: float = 0.25

@@ -1,1 +1,8 @@
 """What runs on a worker. Standard library and its siblings only: it is shipped as it stands."""
+
+from __future__ import annotations
+
+__all__ = ["VERSION"]
+
+# HepScale's own; a test compares the two
+VERSION = "0.1.0"

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import proc
+from . import absent, proc
 from .frames import Kind, encode
 
 if TYPE_CHECKING:
@@ -120,9 +120,11 @@ class _Runner:
                 output = self.function(item)
             except BaseException as error:
                 self._leave_if_forked()
+                self._end_if_absent()
                 self._failed(key, error)
                 continue
             self._leave_if_forked()
+            self._end_if_absent()
             spent_s = time.monotonic() - begun
             self.clock["process"] += spent_s
             self._keep(key, entries, spent_s, output)
@@ -135,12 +137,21 @@ class _Runner:
         if os.getpid() != self.pid:
             os._exit(0)
 
+    def _end_if_absent(self) -> None:
+        # a chunk that went another way than in the whole environment must not count; that is not
+        # seen by the exception, which the analysis may have swallowed
+        if absent.missed():
+            self.flush()
+            raise _TaskStopped("absent")
+
     def _keep(self, key: str, entries: int, spent_s: float, output: Any) -> None:
         begun = time.monotonic()
         try:
             self.pending.add(key, entries, spent_s, output)
         except Exception as error:
             raise _TaskStopped("isolate") from error
+        if absent.missed():
+            raise _TaskStopped("absent")
         self.clock["merge"] += time.monotonic() - begun
 
     def _is_due(self) -> bool:
@@ -155,14 +166,18 @@ class _Runner:
         pending = self.pending
         if not pending.keys:
             return
-        begun = time.monotonic()
+        begun, known = time.monotonic(), absent.missed()
         try:
             payload = b"" if pending.output is None else self.dumps(pending.output)
         except Exception as error:
+            if absent.missed() != known:
+                raise _TaskStopped("absent") from error
             if len(pending.keys) > 1:
                 raise _TaskStopped("isolate") from error
             self._failed(pending.keys[0], error, kind="output", path=_find_culprit(self, pending))
         else:
+            if absent.missed() != known:
+                raise _TaskStopped("absent")
             size = self.emitter.emit(
                 Kind.OUTPUT,
                 payload,
@@ -219,7 +234,21 @@ def run_task(folder: str) -> None:
         spec = json.load(stream)
     emitter = _Emitter(os.path.join(folder, "frames"), spec)
     emitter.emit(Kind.HELLO, pid=os.getpid(), python=sys.version.split()[0])
-    stopped, clock = "", {}
+    stopped, clock = "", dict[str, float]()
+    absent.enter_task()
+    if not absent.missed():
+        stopped, clock = _work(spec, folder, emitter)
+    _note_modules(folder, set(sys.modules) - before)
+    told: dict[str, Any] = {"stopped": stopped}
+    if missing := absent.missed():
+        told = {"stopped": "absent", "missing": missing}
+    wall_s = time.monotonic() - started
+    emitter.emit(Kind.DONE, **told, wall_s=wall_s, cpu_s=_cpu_s(), clock=clock)
+
+
+def _work(spec: dict[str, Any], folder: str, emitter: _Emitter) -> tuple[str, dict[str, float]]:
+    """Load and run the chunks; return why the task stopped, if it did, and what took how long."""
+    started = time.monotonic()
     try:
         with open(spec["payload"], "rb") as file:
             payload = pickle.load(file)
@@ -227,21 +256,21 @@ def run_task(folder: str) -> None:
             work = pickle.load(file)
         runner = _Runner(spec, payload, emitter)
     except BaseException as error:
-        # neither function nor chunks could be loaded here: a fact about the task, not a chunk
-        chain = [_describe(one) for one in _chain(error)]
-        emitter.emit(Kind.FAILED, key="", kind="exception", exceptions=chain, path="")
-        stopped = "broken"
-    else:
-        clock = {"load": time.monotonic() - started}
-        try:
+        if not absent.missed():
+            # neither function nor chunks could be loaded here: a fact about the task, not a chunk
+            chain = [_describe(one) for one in _chain(error)]
+            emitter.emit(Kind.FAILED, key="", kind="exception", exceptions=chain, path="")
+        return "broken", {}
+    stopped, load_s = "", time.monotonic() - started
+    try:
+        if not absent.missed():
             runner.run(work)
-        except _TaskStopped as stop:
-            stopped = stop.why
-        clock.update(runner.clock)
-    _note_modules(folder, set(sys.modules) - before)
-    emitter.emit(
-        Kind.DONE, stopped=stopped, wall_s=time.monotonic() - started, cpu_s=_cpu_s(), clock=clock
-    )
+    except _TaskStopped as stop:
+        stopped = stop.why
+    except absent.ModuleAbsent:
+        # while outputs were merged or pickled: what is not sent yet is not to be trusted
+        stopped = "absent"
+    return stopped, {"load": load_s, **runner.clock}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,54 +1,47 @@
 """The warm interpreter of a worker: imports what the analysis imports, forks one child per task.
 
-It is started with its folder, the process that it belongs to, and the modules to import first. A
-client connects to the socket ``s`` in its folder and sends one JSON object a line::
+It is started with its folder, the process that it belongs to, and the modules to import first; in
+an environment that is not whole also with the names of those that it lacks (`absent`). A client
+connects to the socket ``s`` in its folder and sends one JSON object a line::
 
     {"op": "run", "id": ..., "dir": ..., "memory_mb": ... or null, "environ": PATH}
     {"op": "kill", "id": ...}
 
-and receives ``{"ev": "ready", ...}`` once, then for each task ``{"ev": "ended", "id": ...,
-"status": "done" | "died" | "memory" | "cancelled", "detail": ..., "cpu_s": ..., "wall_s": ...,
-"memory_mb": ...}``. The tasks of a client die with its connection; the forkserver ends with its
-manager or when it was idle for long; all its folders go with it.
+and receives ``{"ev": "ready", "pid": ..., "hepscale": ..., "python": ..., "glibc": ..., "prefix":
+...}`` once, then for each task ``{"ev": "ended", "id": ..., "status": "done" | "died" | "memory" |
+"cancelled", "detail": ..., "cpu_s": ..., "wall_s": ..., "memory_mb": ...}``. The tasks of a client
+die with its connection; the forkserver ends with its manager or when it was idle for long; all its
+folders go with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
 import os
-import resource
 import selectors
 import shutil
 import signal
 import socket
 import sys
 import time
-import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import chunks, proc, scratch
+from . import VERSION, absent, child, chunks, proc, scratch
+
+if TYPE_CHECKING:
+    import resource
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _WATCH_S = 0.05
 _IDLE_LOOK_S = 1.0
 # more of what a task prints is not kept
 _MOST_OUTPUT_BYTES = 1_000_000
 # a task that fails with less room than this on its disk fails for want of it
 _LEAST_ROOM_BYTES = 1 << 16
-# what the kernel enforces lies above what we watch: it is for growth faster than we look
-_HARD_FACTOR, _HARD_EXTRA_MB = 1.25, 256
-
-
-def _prctl(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 class _Client:
@@ -193,8 +186,7 @@ class _Forkserver:
         client = _Client(connection)
         self.clients += 1
         self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
-        python = sys.version.split()[0]
-        client.send({"ev": "ready", "pid": os.getpid(), "python": python})
+        client.send({"ev": "ready", "pid": os.getpid(), **_versions()})
 
     def _serve(self, client: _Client) -> None:
         requests = client.requests()
@@ -223,49 +215,15 @@ class _Forkserver:
         if pid == 0:
             code = 1
             try:
-                self._become_task(request)
+                self.selector.close()
+                child.become_task(request, self.settings["pid"])
                 chunks.run_task(request["dir"])
                 code = 0
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:
-                _leave(code)
+                child.leave(code)
         self.tasks[pid] = _TaskProcess(pid, client, request)
-
-    def _become_task(self, request: dict[str, Any]) -> None:
-        os.setsid()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self.settings["pid"]:
-            os._exit(1)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        os.chdir(request["dir"])
-        for target, name in ((1, "stdout"), (2, "stderr")):
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            os.dup2(fd, target)
-            os.close(fd)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        self.selector.close()
-        os.closerange(3, 65536)
-        with open("task.json", encoding="utf-8") as stream:
-            spec = json.load(stream)
-        with open(request["environ"], encoding="utf-8") as stream:
-            environ = json.load(stream)
-        os.makedirs("tmp", exist_ok=True)
-        os.environ.clear()
-        os.environ.update(environ, TMPDIR=os.path.abspath("tmp"))
-        if spec["code"]:
-            sys.path.insert(0, spec["code"])
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        sys.argv = ["hepscale-task"]
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        _fresh_random_numbers()
-        if request["memory_mb"] is not None:
-            _limit_memory(request["memory_mb"])
-        os.chdir(spec["cwd"])
 
     def _look_after_tasks(self) -> None:
         while True:
@@ -314,9 +272,12 @@ def main(settings_path: str) -> None:
     with open(settings_path, encoding="utf-8") as stream:
         settings = json.load(stream)
     settings["pid"] = os.getpid()
-    sys.path[:] = settings["sys_path"]
+    # a packed interpreter knows its own
+    if settings.get("sys_path") is not None:
+        sys.path[:] = settings["sys_path"]
+    absent.watch(settings.get("known", ()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    proc.adopt_orphans()
     server = _Forkserver(settings)
     signal.signal(signal.SIGTERM, server.end)
     try:
@@ -337,28 +298,14 @@ def _listen(folder: str) -> socket.socket:
     return listener
 
 
-def _leave(code: int) -> None:
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
-def _fresh_random_numbers() -> None:
-    # every child of a fork would draw the same numbers; Python's own generator reseeds by itself
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
-
-
-def _limit_memory(memory_mb: float) -> None:
-    """Make the kernel refuse memory well above the limit, as a MemoryError."""
-    status = proc.status()
-    room_mb = max(memory_mb - status.get("VmRSS", 0) / 1e3, 0)
-    hard = status.get("VmData", 0) * 1e3 + (room_mb * _HARD_FACTOR + _HARD_EXTRA_MB) * 1e6
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = int(hard) if most == resource.RLIM_INFINITY else min(int(hard), most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+def _versions() -> dict[str, str]:
+    """Return what the manager compares with its own before it sends a task."""
+    try:
+        glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").rpartition(" ")[2]
+    except (OSError, ValueError):
+        glibc = ""
+    python = sys.version.split()[0]
+    return {"hepscale": VERSION, "python": python, "glibc": glibc, "prefix": sys.prefix}
 
 
 def _kill_strays(tasks: set[int]) -> None:

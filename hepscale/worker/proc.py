@@ -1,10 +1,39 @@
-"""What the kernel says of processes."""
+"""What the kernel says of processes, and what it is told of them."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
+import signal
 
-__all__ = ["children", "family", "pss_mb", "rss_mb", "status"]
+__all__ = [
+    "adopt_orphans",
+    "children",
+    "die_with_parent",
+    "family",
+    "pss_mb",
+    "rss_mb",
+    "status",
+]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when its parent dies."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def status() -> dict[str, float]:

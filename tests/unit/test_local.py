@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from hepscale.env.local import LocalModule, closure, digest, find_local, is_installed, snapshot
+from hepscale.env.local import LocalModule, closure, find_local, is_installed
+from hepscale.env.snapshot import digest, snapshot
 from hepscale.errors import PayloadError, RunDirectoryError
 
 if TYPE_CHECKING:

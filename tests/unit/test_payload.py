@@ -190,11 +190,11 @@ def test_digest_changes_with_the_code(
     assert changed[0] != original[0]
 
 
-def test_modules_are_top_level_names(original: list[str]) -> None:
+def test_modules_are_those_that_the_pickle_refers_to(original: list[str]) -> None:
     assert {"enum", "functools", "abc", "re"} <= set(original[1:])
     assert "os" in original[1:]
     assert "__main__" not in original
-    assert not [name for name in original[1:] if "." in name]
+    assert "cloudpickle.cloudpickle" in original[1:]
 
 
 def test_science_objects_are_stable(tmp_path: Path) -> None:
@@ -216,7 +216,8 @@ def function(events, schema=NanoAODSchema):
 """
     one = run_script(tmp_path / "one.py", source, 1)
     assert run_script(tmp_path / "two.py", "\n\nimport scipy.special\n" + source, 2) == one
-    assert {"numba", "numpy", "hist", "awkward", "coffea"} <= set(one[1:])
+    found = {name.partition(".")[0] for name in one[1:]}
+    assert {"numba", "numpy", "hist", "awkward", "coffea"} <= found
     for old, new in [("x + 1", "x + 2"), ("weight=2", "weight=3")]:
         assert run_script(tmp_path / "new.py", source.replace(old, new, 1), 1)[0] != one[0]
 
@@ -296,7 +297,7 @@ def test_a_function_of_a_local_module_counts_by_reference(
     monkeypatch.syspath_prepend(str(tmp_path))
     sub = importlib.import_module("payload_local.sub")
     for obj in (sub, sub.function, sub.make(), functools.partial(sub.function)):
-        assert "payload_local" in fingerprint(obj).modules
+        assert "payload_local.sub" in fingerprint(obj).modules
     assert not fingerprint(sub.function).codes
     assert sub.make().__code__ in fingerprint(sub.make()).codes
 

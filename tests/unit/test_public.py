@@ -13,8 +13,8 @@ import hepscale
 
 PUBLIC = """
 ChunkFailure ChunksFailed ConfigError EngineError HepScaleError HepScaleExecutor InputError
-MergeFailed NotebookError PayloadError RunDirectoryError RunError RunInterrupted __version__
-run_uproot_job shutdown
+MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError RunInterrupted
+__version__ analyze pack run_uproot_job shutdown
 """
 
 EXECUTOR = {
@@ -30,6 +30,11 @@ EXECUTOR = {
     "resume": False,
     "engine": "local",
     "run_dir": None,
+    "environment": None,
+    "closure": "full",
+    "extra_packages": (),
+    "exclude_packages": (),
+    "files": (),
 }
 
 JOB = {

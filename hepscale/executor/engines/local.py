@@ -9,15 +9,15 @@ import os
 import select
 import shutil
 import socket
+import sys
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import EngineError, HepScaleError, RunDirectoryError
-from hepscale.executor.engines import warm
+from hepscale.executor.engines import task_folder, warm
 from hepscale.executor.task import (
     EngineEvent,
     FrameBytes,
@@ -28,11 +28,14 @@ from hepscale.executor.task import (
     WorkerJoined,
     WorkerLost,
 )
+from hepscale.worker import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from hepscale.config import Settings
+    from hepscale.env.environment import Environment
 
 __all__ = ["LocalEngine"]
 
@@ -42,7 +45,6 @@ _LOOK_S = 0.01
 # one poll hands over at most this much of each frame file, so that memory stays bounded
 _MOST_BYTES = 8 << 20
 _MOST_RESTARTS = 3
-_TAIL_BYTES = 4096
 _LEAST_ROOM_BYTES = 1 << 16
 
 
@@ -83,14 +85,28 @@ class LocalEngine:
         Where scratch folders go and how long workers stay warm.
     preload
         Installed modules that every task is going to import.
+    environment
+        What the first tasks run in; None: what this process runs in. A task that brings another
+        one is begun when those before it have ended, on a worker of its own.
+    within
+        The command that workers are started with: ``("chroot", "/folder")``, say.
     """
 
     name = "local"
 
-    def __init__(self, slots: int, settings: Settings, preload: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        slots: int,
+        settings: Settings,
+        preload: Iterable[str] = (),
+        environment: Environment | None = None,
+        within: Iterable[str] = (),
+    ) -> None:
         self._slots = slots
         self._settings = settings
         self._preload = tuple(preload)
+        self._environment = environment
+        self._within = tuple(within)
         self._server: warm.Forkserver | None = None
         self._socket: socket.socket | None = None
         self._buffer = b""
@@ -100,10 +116,11 @@ class LocalEngine:
         self._events: list[EngineEvent] = []
         self._environ: Path | None = None
         self._error: HepScaleError | None = None
+        self._worker = ""
 
     def start(self) -> None:
         """Lease a forkserver, a warm one where there is one."""
-        self._server = warm.lease(self._settings, self._preload)
+        self._server = self._lease()
         try:
             self._socket = self._server.connect()
         except EngineError:
@@ -112,13 +129,14 @@ class LocalEngine:
             # a warm one whose folder was cleaned away, or that was about to end
             self._server.end()
             warm.give_back(self._server)
-            self._server = warm.lease(self._settings, self._preload)
+            self._server = self._lease()
             self._socket = self._server.connect()
         self._buffer = b""
         # tasks see the variables as they are now, not as they were when the worker started
         self._environ = self._server.folder / f"environ-{self._socket.fileno()}-{time.time_ns()}"
         try:
-            self._environ.write_text(json.dumps(warm.worker_environ()))
+            prefix = warm.unpacked(self._settings, self._environment)
+            self._environ.write_text(json.dumps(warm.worker_environ(prefix)))
         except OSError as error:
             raise self._no_room(error) from None
 
@@ -173,12 +191,29 @@ class LocalEngine:
                 self._environ.unlink(missing_ok=True)
             warm.give_back(server)
 
+    def _lease(self) -> warm.Forkserver:
+        return warm.lease(self._settings, self._preload, self._environment, self._within)
+
+    def _move(self, environment: Environment | None) -> None:
+        """Go on in another environment."""
+        assert self._server is not None
+        self._events.append(WorkerLost(self._worker, "its tasks want another environment"))
+        waiting, self._waiting = self._waiting, deque()
+        self.close()
+        self._environment = environment
+        self.start()
+        self._waiting = waiting
+
     def _place(self) -> None:
         while self._waiting and len(self._running) < self._slots and self._server is not None:
+            if self._waiting[0].environment is not self._environment:
+                if self._running:
+                    return
+                self._move(self._waiting[0].environment)
             task = self._waiting.popleft()
             folder = self._server.folder / task.id
             try:
-                _write_task(folder, task)
+                task_folder.write(folder, task)
             except OSError as error:
                 if not self._server.folder.exists():
                     # its worker has ended, or will now; that is noticed when we listen
@@ -246,9 +281,10 @@ class LocalEngine:
     def _heard(self, message: dict[str, Any]) -> None:
         if message["ev"] == "ready":
             assert self._server is not None
-            worker = f"local-{message['pid']}"
-            used = self._server.used
-            self._events.append(WorkerJoined(worker, self._slots, os.uname().nodename, warm=used))
+            self._check_versions(message)
+            self._worker = f"local-{message['pid']}"
+            used, host = self._server.used, os.uname().nodename
+            self._events.append(WorkerJoined(self._worker, self._slots, host, warm=used))
             return
         running = self._running.get(message["id"])
         if running is not None:
@@ -258,7 +294,19 @@ class LocalEngine:
                 message["status"],
                 message["detail"],
                 usage,
-                _output_tail(running.folder),
+                task_folder.output_tail(running.folder),
+            )
+
+    def _check_versions(self, message: dict[str, Any]) -> None:
+        """Refuse a worker on which pickles of this process would not mean the same."""
+        here = f"HepScale {VERSION}, Python {_minor(sys.version)}"
+        there = f"HepScale {message['hepscale']}, Python {_minor(message['python'])}"
+        if here != there:
+            raise EngineError(
+                "The worker has other versions than this process.",
+                items=[f"here: {here}", f"worker: {there}, glibc {message['glibc'] or 'unknown'}"],
+                cause="the environment was packed with another Python or another HepScale",
+                fix='HepScaleExecutor(environment="packed"), to pack the one that runs here',
             )
 
     def _tail(self) -> None:
@@ -281,7 +329,7 @@ class LocalEngine:
         server, said = self._server, ""
         if server is not None:
             said = server.said()
-            self._events.append(WorkerLost(f"local-{server.process.pid}", "its process ended"))
+            self._events.append(WorkerLost(self._worker, "its process ended"))
         for running in self._running.values():
             while data := running.read():
                 self._events.append(FrameBytes(running.task.id, data))
@@ -306,43 +354,5 @@ class LocalEngine:
         self._waiting = waiting
 
 
-def _write_task(folder: Path, task: Task) -> None:
-    folder.mkdir(mode=0o700)
-    depth = max((_steps_up(one.name) for one in task.inputs), default=0)
-    cwd = folder.joinpath("work.d", *["_"] * depth)
-    cwd.mkdir(parents=True)
-    for one in task.inputs:
-        link = Path(os.path.normpath(cwd / one.name))
-        link.parent.mkdir(parents=True, exist_ok=True)
-        # a name like a/../b needs the folder a
-        (cwd / one.name).parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(one.source)
-    (folder / "work").write_bytes(task.work)
-    spec = {
-        "task": task.id,
-        "attempt": task.attempt,
-        "payload": str(task.payload),
-        "code": str(task.code) if task.code else None,
-        "cwd": str(cwd),
-        "isolate": task.isolate,
-        "frame_interval_s": task.frame_interval_s,
-        "compression": task.compression,
-    }
-    (folder / "task.json").write_text(json.dumps(spec))
-
-
-def _steps_up(name: str) -> int:
-    """Return how many folders a relative name climbs up."""
-    parts = Path(os.path.normpath(name)).parts
-    return sum(part == os.pardir for part in parts)
-
-
-def _output_tail(folder: Path) -> str:
-    """Return the last of what a task printed."""
-    texts = []
-    for name in ("stdout", "stderr"):
-        with suppress(OSError), open(folder / name, "rb") as stream:
-            stream.seek(max(os.fstat(stream.fileno()).st_size - _TAIL_BYTES, 0))
-            texts.append(stream.read().decode(errors="replace"))
-    return "".join(texts)
+def _minor(version: str) -> str:
+    return ".".join(version.split()[0].split(".")[:2])

@@ -17,19 +17,32 @@ from typing import TYPE_CHECKING
 
 from hepscale.env.local import is_installed
 from hepscale.errors import EngineError, RunDirectoryError
-from hepscale.worker import scratch
+from hepscale.worker import VERSION, scratch
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
+    from hepscale.env.environment import Environment
 
-__all__ = ["Forkserver", "give_back", "lease", "scratch_unusable", "shutdown", "worker_environ"]
+__all__ = [
+    "Forkserver",
+    "from_layers",
+    "give_back",
+    "lease",
+    "scratch_unusable",
+    "shutdown",
+    "unpacked",
+    "worker_environ",
+]
 
 log = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).parents[2] / "worker"
 # one process a slot is the unit of parallelism: libraries must not start threads of their own
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_CONNECT_S = 60.0
+# variables that would lead a packed Python back to packages that were not packed
+_LEAD_BACK = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONNOUSERSITE"})
+# the first task of an environment waits until that is unpacked
+_CONNECT_S = 600.0
 
 
 @dataclass(eq=False)
@@ -109,8 +122,24 @@ _lock = threading.Lock()
 _pool: dict[tuple[object, ...], Forkserver] = {}
 
 
-def lease(settings: Settings, preload: tuple[str, ...]) -> Forkserver:
-    """Return a forkserver for the interpreter and packages of this process; give it back.
+def lease(
+    settings: Settings,
+    preload: tuple[str, ...],
+    environment: Environment | None = None,
+    within: tuple[str, ...] = (),
+) -> Forkserver:
+    """Return a forkserver; give it back.
+
+    Parameters
+    ----------
+    settings
+        Where its folder goes, where environments are unpacked, and how long it stays warm.
+    preload
+        Modules that it imports before its first task.
+    environment
+        What it runs in; None: the interpreter and packages of this process.
+    within
+        The command that it is started with: ``("chroot", "/folder")``, say.
 
     Raises
     ------
@@ -121,8 +150,11 @@ def lease(settings: Settings, preload: tuple[str, ...]) -> Forkserver:
     """
     path = [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
     # packages that were installed or updated meanwhile want a fresh interpreter
-    state = tuple((entry, _mtime_ns(entry)) for entry in path)
-    key = (os.getpid(), sys.executable, state, str(settings.scratch_dir), settings.idle_s, preload)
+    state: object = tuple((entry, _mtime_ns(entry)) for entry in path)
+    if environment is not None:
+        state, path = (environment.digest, environment.absent), []
+    place = (str(settings.scratch_dir), str(settings.cache_dir), settings.idle_s)
+    key = (os.getpid(), sys.executable, state, place, preload, within)
     with _lock:
         server = _pool.get(key)
         if server is None or not server.alive:
@@ -131,7 +163,7 @@ def lease(settings: Settings, preload: tuple[str, ...]) -> Forkserver:
                     del _pool[old_key]
                     if old_key[0] == os.getpid():
                         old.end()
-            server = _pool[key] = _start(settings, preload, path)
+            server = _pool[key] = _start(settings, preload, path, environment, within)
         server.users += 1
         return server
 
@@ -159,9 +191,54 @@ def shutdown(*, idle_only: bool = False) -> None:
 atexit.register(shutdown)
 
 
-def worker_environ() -> dict[str, str]:
-    """Return the variables for workers and tasks: ours as they are now, one thread a process."""
-    return {**dict.fromkeys(_SINGLE_THREADED, "1"), **os.environ}
+def unpacked(settings: Settings, environment: Environment | None) -> Path | None:
+    """Return the folder that workers of this machine unpack an environment into."""
+    return settings.cache_dir / "unpacked" / environment.digest if environment else None
+
+
+def worker_environ(prefix: Path | None = None) -> dict[str, str]:
+    """Return the variables for workers and tasks: ours as they are now, one thread a process.
+
+    Parameters
+    ----------
+    prefix
+        Of the environment that they run in, where it is another one: what names ours names it,
+        and what would lead Python back to ours is left out.
+    """
+    environ = {**dict.fromkeys(_SINGLE_THREADED, "1"), **os.environ}
+    if prefix is None:
+        return environ
+    ours = sys.prefix if sys.prefix not in {"/usr", "/usr/local"} else str(prefix)
+    kept = {
+        name: value.replace(ours, str(prefix))
+        for name, value in environ.items()
+        if name not in _LEAD_BACK
+    }
+    path = [str(prefix / "bin"), *kept.get("PATH", os.defpath).split(os.pathsep)]
+    return {**kept, "PATH": os.pathsep.join(dict.fromkeys(path)), "CONDA_PREFIX": str(prefix)}
+
+
+def from_layers(
+    environment: Environment, settings: Settings, about: Path, arguments: list[str]
+) -> list[str]:
+    """Return the command that runs the worker in an environment, unpacking it before if need be.
+
+    Parameters
+    ----------
+    environment
+        What it runs in.
+    settings
+        Where it is unpacked.
+    about
+        File to write the description of the environment to.
+    arguments
+        Of the worker.
+    """
+    about.write_text(environment.describe(VERSION))
+    layers = environment.layers[0].path.parent
+    store = settings.cache_dir / "unpacked"
+    stage0 = _WORKER / "stage0.sh"
+    return ["sh", *map(str, (stage0, about, layers, store, _WORKER)), *arguments]
 
 
 def scratch_unusable(folder: Path, error: OSError) -> RunDirectoryError:
@@ -181,10 +258,17 @@ def _mtime_ns(entry: str) -> int:
         return 0
 
 
-def _start(settings: Settings, preload: tuple[str, ...], path: list[str]) -> Forkserver:
+def _start(
+    settings: Settings,
+    preload: tuple[str, ...],
+    path: list[str],
+    environment: Environment | None,
+    within: tuple[str, ...],
+) -> Forkserver:
     parent = str(settings.scratch_dir)
     for removed in scratch.sweep(parent):
         log.info("removed %s, which an earlier run left behind", removed)
+    prefix = unpacked(settings, environment)
     try:
         folder, lock = scratch.make(parent)
     except OSError as error:
@@ -194,19 +278,25 @@ def _start(settings: Settings, preload: tuple[str, ...], path: list[str]) -> For
         "manager_pid": os.getpid(),
         "idle_s": settings.idle_s,
         "preload": preload,
-        "sys_path": path,
+        # a packed interpreter knows where its packages are
+        "sys_path": path or None,
+        "known": environment.absent if environment else (),
     }
     try:
         settings_path = Path(folder) / "settings.json"
         settings_path.write_text(json.dumps(told))
+        command = [sys.executable, "-I", str(_WORKER), str(settings_path)]
+        if environment is not None:
+            about = Path(folder) / "environment"
+            command = from_layers(environment, settings, about, [str(settings_path)])
         with open(Path(folder) / "log", "wb") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-I", str(_WORKER), str(settings_path)],
+                [*within, *command],
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,
                 cwd=folder,
-                env=worker_environ(),
+                env=worker_environ(prefix),
                 pass_fds=(lock,),
                 start_new_session=True,
             )

@@ -1,0 +1,377 @@
+"""What an analysis imports, where each of it comes from, and what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hepscale.env import index, interpreter, local, resolve, sources
+from hepscale.env.imports import How, Import, find_imports
+from hepscale.env.plan import Need
+from hepscale.env.sources import Note, Sources, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from hepscale.env.index import Index
+    from hepscale.env.interpreter import Interpreter
+    from hepscale.env.local import LocalModule
+
+__all__ = ["Analysis", "Found", "Origin", "UsedDistribution", "UsedModule", "examine"]
+
+Origin = Literal["standard", "installed", "local", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One import, and where it comes from.
+
+    Attributes
+    ----------
+    name
+        The dotted name as it is written.
+    where
+        Such as "cell 3, line 2".
+    how
+        "sure", "guarded" (the code goes on without it) or "dynamic".
+    origin
+        The standard library, an installed distribution, local code, or nowhere.
+    provider
+        Name of the distribution or of the local module.
+    """
+
+    name: str
+    where: str
+    how: How
+    origin: Origin
+    provider: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsedDistribution:
+    """A distribution of the closure.
+
+    Attributes
+    ----------
+    name, version, size_bytes
+        As it is installed; without bytecode.
+    reasons
+        Who needs it: "cell 3, line 2: import yaml", "required by coffea".
+    at_import
+        Whether it is imported at import time, or comes with the full closure only.
+    """
+
+    name: str
+    version: str
+    size_bytes: int
+    reasons: tuple[str, ...]
+    at_import: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UsedModule:
+    """A local module or package, with its data files.
+
+    Attributes
+    ----------
+    name
+        As it is imported.
+    files
+        Absolute paths.
+    size_bytes
+        Of all of them.
+    reasons
+        Where it is imported.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    size_bytes: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What an analysis imports and what would be sent with it.
+
+    Attributes
+    ----------
+    source
+        What was looked at.
+    python, prefix
+        Version and place of the interpreter whose environment was looked at.
+    imports
+        Of the analysis and of its local modules, in the order in which they stand.
+    distributions
+        The closure, by name.
+    modules
+        Local modules, by name.
+    missing
+        What could not be found, and what to do about it.
+    notes
+        Other things to know: syntax errors, computed names, packages that a cell installs.
+    """
+
+    source: str
+    python: str
+    prefix: str
+    imports: tuple[Found, ...]
+    distributions: tuple[UsedDistribution, ...]
+    modules: tuple[UsedModule, ...]
+    missing: tuple[resolve.Missing, ...]
+    notes: tuple[Note, ...]
+    need: Need = field(repr=False, compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the closure and of local code, unpacked, without the interpreter."""
+        packages = sum(one.size_bytes for one in self.distributions)
+        return packages + sum(one.size_bytes for one in self.modules)
+
+
+def examine(
+    found: Sources,
+    source: str,
+    *,
+    python: str | os.PathLike[str] | None = None,
+    roots: Iterable[Import] = (),
+    extra: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    cache: Path | None = None,
+) -> Analysis:
+    """Analyse code; nothing of it is imported or run.
+
+    Parameters
+    ----------
+    found
+        The code.
+    source
+        What it is called.
+    python
+        The interpreter whose environment is meant; None: the running one.
+    roots
+        What is imported besides: by a pickled function, say.
+    extra, exclude
+        Distributions or modules to take, and to leave out, whatever the code says.
+    cache
+        Folder for what was learnt of installed files.
+
+    Raises
+    ------
+    ConfigError
+        `extra` or `exclude` names something that is not there, or `python` cannot be run.
+    PayloadError
+        A local file cannot be read.
+    """
+    here = interpreter.this() if python is None else interpreter.of(Path(python))
+    known = index.load(here, cache)
+    folder, package = _package(found.folder)
+    walk = _Walk(here, _search(folder, found.paths, here, live=python is None))
+    walk.add(found.units, package)
+    for one in roots:
+        walk.take(one)
+    wanted = [name for name in extra if not walk.take_local(name)]
+    walk.follow()
+    resolution = resolve.resolve(
+        walk.outside, known, here, extra=wanted, exclude=exclude, cache=cache
+    )
+    missing = {one.name for one in resolution.missing}
+    taken = resolution.taken
+    need = Need(
+        here,
+        known,
+        tuple(one.distribution.name for one in taken if one.at_import),
+        tuple(one.distribution.name for one in taken if not one.at_import),
+        frozenset(one.name.partition(".")[0] for one in walk.imports if one.origin == "standard"),
+        tuple(sorted(walk.modules.values(), key=lambda one: one.name)),
+    )
+    return Analysis(
+        source,
+        here.version,
+        here.prefix,
+        tuple(_with_provider(one, known, missing) for one in walk.imports),
+        tuple(
+            UsedDistribution(
+                one.distribution.name,
+                one.distribution.version,
+                one.distribution.size_bytes,
+                one.reasons,
+                one.at_import,
+            )
+            for one in taken
+        ),
+        tuple(_used(one, walk.reasons) for one in need.modules),
+        resolution.missing,
+        (*found.notes, *walk.notes),
+        need,
+    )
+
+
+def _package(folder: Path | None) -> tuple[Path | None, str]:
+    """Return where the package that a folder belongs to is imported from, and its name."""
+    names: list[str] = []
+    while folder is not None and (folder / "__init__.py").is_file() and folder.name:
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(names)
+
+
+def _search(
+    folder: Path | None, paths: Sequence[Path], here: Interpreter, *, live: bool
+) -> tuple[str, ...] | None:
+    """Return the folders in which local modules are looked for, as a run of the code would."""
+    if folder is None and live:
+        return None
+    standard = {os.path.realpath(one) for one in (here.stdlib, here.platstdlib)}
+    standard |= {os.path.join(one, "lib-dynload") for one in standard}
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    scripts = os.path.dirname(here.executable)
+    path = [
+        one for one in (*given, *here.path) if os.path.realpath(one) not in {*standard, scripts}
+    ]
+    own = [str(one) for one in (folder, *paths) if one is not None]
+    return tuple(dict.fromkeys([*own, *path]))
+
+
+def _with_provider(one: Found, known: Index, missing: set[str]) -> Found:
+    if one.origin != "installed":
+        return one
+    owner = known.owner(one.name) or known.owner(one.name.partition(".")[0])
+    if owner is None or one.name in missing:
+        return Found(one.name, one.where, one.how, "missing")
+    return Found(one.name, one.where, one.how, "installed", owner)
+
+
+def _used(module: LocalModule, reasons: Mapping[str, Sequence[str]]) -> UsedModule:
+    files = tuple(path for _, path in module.files)
+    size = sum(os.stat(path).st_size for path in files)
+    return UsedModule(module.name, files, size, tuple(reasons.get(module.name, ())))
+
+
+class _Walk:
+    """Follows imports from the code through local modules, and sorts them by where they lead."""
+
+    def __init__(self, here: Interpreter, search: Sequence[str] | None) -> None:
+        self.imports: list[Found] = []
+        self.outside: list[Import] = []
+        self.modules: dict[str, LocalModule] = {}
+        self.reasons: dict[str, list[str]] = {}
+        self.notes: list[Note] = []
+        self._here = here
+        self._search = search
+        self._absent: set[str] = set()
+        self._files: dict[str, dict[str, str]] = {}
+        self._read: set[str] = set()
+        # each with the package that it stands in
+        self._waiting: deque[tuple[Import, str]] = deque()
+
+    def add(self, units: Iterable[Unit], package: str = "") -> None:
+        """Take the imports of pieces of code that belong to a package, or to none."""
+        for unit in units:
+            self._add(find_imports(unit), package)
+
+    def take(self, one: Import) -> None:
+        """Take one more import."""
+        self._waiting.append((one, ""))
+
+    def take_local(self, name: str) -> bool:
+        """Take a local module if there is one of this name."""
+        found = name.isidentifier() and self._local(name)
+        if found:
+            self.take(Import(name, "asked for", "sure"))
+        return found
+
+    def follow(self) -> None:
+        """Follow all imports to their ends."""
+        while self._waiting:
+            one, package = self._waiting.popleft()
+            if one.level:
+                above = package.split(".")[: -one.level + 1 or None]
+                if package and above and self._local(above[0]):
+                    name = ".".join(filter(None, (*above, one.name)))
+                    self._follow_local(replace(one, name=name, level=0))
+                continue
+            top = one.name.partition(".")[0]
+            if one.how == "dynamic" or not top:
+                # a note tells of it
+                continue
+            if self._local(top):
+                self._note(one, "local", top)
+                self._follow_local(one)
+            elif top in self._here.stdlib_names:
+                self._note(one, "standard")
+            else:
+                self._note(one, "installed")
+                self.outside.append(one)
+
+    def _add(self, found: tuple[tuple[Import, ...], tuple[Note, ...]], package: str) -> None:
+        self._waiting += [(one, package) for one in found[0]]
+        self.notes += found[1]
+
+    def _note(self, one: Import, origin: Origin, provider: str = "") -> None:
+        self.imports.append(Found(one.name, one.where, one.how, origin, provider))
+
+    def _local(self, name: str) -> bool:
+        if name in self.modules:
+            return True
+        if name in self._absent:
+            return False
+        module = local.find_local(name, self._search)
+        if module is None:
+            self._absent.add(name)
+            return False
+        self.modules[name] = module
+        self._files[name] = {below: path for below, path in module.files if below.endswith(".py")}
+        return True
+
+    def _follow_local(self, one: Import) -> None:
+        """Read those files of a local package that an import executes."""
+        top = one.name.partition(".")[0]
+        reasons = self.reasons.setdefault(top, [])
+        if one.where not in reasons:
+            reasons.append(one.where)
+        files = self._files[top]
+        if "*" in one.members:
+            inside = f"{one.name.replace('.', '/')}/"
+            wanted = {below for below in files if below.startswith(inside)}
+        else:
+            wanted = set()
+        parts = one.name.split(".")
+        dotted = [".".join(parts[: at + 1]) for at in range(len(parts))]
+        for name in (*dotted, *(f"{one.name}.{member}" for member in one.members)):
+            stem = name.replace(".", "/")
+            wanted |= {f"{stem}/__init__.py", f"{stem}.py"} & files.keys()
+        for below in sorted(wanted - self._read):
+            self._read.add(below)
+            path = files[below]
+            package = os.path.dirname(below).replace("/", ".")
+            self._add(_imports_of(path, below, os.stat(path).st_mtime_ns), package)
+
+
+@lru_cache(maxsize=4096)
+def _imports_of(
+    path: str, below: str, _mtime_ns: int
+) -> tuple[tuple[Import, ...], tuple[Note, ...]]:
+    try:
+        source = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise local.unreadable(path, error) from error
+    return find_imports(Unit(below, source, path))
+
+
+def running(
+    roots: Iterable[Import] = (),
+    *,
+    extra: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    cache: Path | None = None,
+) -> Analysis:
+    """Analyse the running notebook or script; see :func:`examine`."""
+    found = sources.running()
+    return examine(
+        found, "the running notebook", roots=roots, extra=extra, exclude=exclude, cache=cache
+    )

@@ -1,0 +1,121 @@
+"""Environments that come as one file, HepScale's own or anybody's conda-pack archive."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import tarfile
+from typing import IO, TYPE_CHECKING, Any
+
+from hepscale.env import contents, pack
+from hepscale.env.environment import Environment
+from hepscale.env.spec import Item, Spec
+from hepscale.env.store import Layer
+from hepscale.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hepscale.env.store import Store
+
+__all__ = ["is_archive", "spec", "take"]
+
+_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst")
+_OWN = f"{pack.OWN_FOLDER}/environment.json"
+_CONDA = re.compile(r"conda-meta/([^/]+)-([^-/]+)-[^-/]+\.json")
+_WHEEL = re.compile(r".*-packages/([^/]+)-([^-/]+)\.(?:dist|egg)-info/(?:METADATA|PKG-INFO)")
+
+
+def is_archive(what: str) -> bool:
+    """Return whether this is the name of an archive."""
+    return what.endswith(_SUFFIXES)
+
+
+def take(path: Path, store: Store) -> Environment:
+    """Return the environment that an archive holds.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it is no packed environment.
+    """
+    path = path.absolute()
+    if not path.is_file():
+        raise InputError(
+            "There is no such archive.",
+            items=[str(path)],
+            cause="the name is misspelt, or it is in another folder",
+            fix=f"ls {path.parent}",
+        )
+    key = contents.signature([contents.Entry("archive", str(path))])
+    known = store.recall(key)
+    if known is None:
+        known = {"sha256": _digest(path), "spec": spec(path).as_json()}
+        store.remember(key, known)
+    found = Spec.from_json(known["spec"])
+    sha256: str = known["sha256"]
+    if path.name.endswith(".zst"):
+        path = _as_gzip(path, sha256, store)
+        sha256 = _digest(path)
+    layer = Layer("interpreter", sha256, sha256, path.stat().st_size, 0, 0, (), path)
+    return Environment(sha256, found.python, found.glibc, found.machine, (layer,), whole=True)
+
+
+def spec(path: Path) -> Spec:
+    """Return what an archive holds: from its own description, or from the packages' metadata.
+
+    Raises
+    ------
+    InputError
+        It is no packed environment.
+    """
+    items: dict[str, Item] = {}
+    try:
+        with (
+            path.open("rb") as file,
+            _opened(path, file) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if name == _OWN:
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    return Spec.from_json(json.load(content))
+                found = _CONDA.fullmatch(name) or _WHEEL.fullmatch(name)
+                if found:
+                    items[found[1].lower().replace("_", "-")] = Item(found[2])
+    except (OSError, EOFError, tarfile.TarError, ValueError, pack.zstd().ZstdError) as error:
+        raise _no_environment(path, str(error)) from error
+    if "python" not in items:
+        raise _no_environment(path, "it holds no Python")
+    return Spec(items["python"].version, distributions=items)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _as_gzip(path: Path, sha256: str, store: Store) -> Path:
+    """Return the archive as a ``.tar.gz``, which a worker without Python can unpack."""
+    target = store.folder / "layers" / f"archive-{sha256}.tar.gz"
+    if not target.exists():
+        with path.open("rb") as file, _opened(path, file) as stream:
+            pack.write_gzip(stream, target)
+    return target
+
+
+def _opened(path: Path, file: IO[bytes]) -> Any:
+    return pack.zstd().open(file) if path.name.endswith(".zst") else gzip.open(file)
+
+
+def _no_environment(path: Path, why: str) -> InputError:
+    return InputError(
+        "This is no packed environment.",
+        items=[f"{path}: {why}"],
+        cause="it is another archive, or was cut short",
+        fix="hepscale env pack analysis.ipynb -o env.tar.gz",
+    )

@@ -1,0 +1,271 @@
+"""From the plan of an environment to the layers that hold it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from hepscale.env import contents, layers, pack
+from hepscale.env.contents import Entry
+from hepscale.env.spec import Item, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+    from typing import TypeAlias
+
+    from hepscale.env.plan import Part, Plan
+    from hepscale.env.store import Layer, Store
+
+    # is told what is packed, how many bytes of it are done and how many there are
+    Tell: TypeAlias = Callable[[str, int, int], None]
+    # for each part of a plan: from the names of its groups to the digests of their files
+    _Groups: TypeAlias = tuple[Mapping[str, str], ...]
+
+__all__ = ["CLOSURES", "Closure", "Environment", "Packed", "build", "describe", "write"]
+
+Closure = Literal["full", "imports"]
+CLOSURES = ("full", "imports")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What tasks run in.
+
+    Attributes
+    ----------
+    digest
+        Names the folder that interpreter and packages are unpacked into.
+    python, glibc, machine
+        Versions of Python and of the newest glibc that anything in it needs, and the machine.
+    layers
+        Interpreter first, then packages, in the order in which they are unpacked.
+    code
+        The layer of local modules, if there are any.
+    absent
+        Top-level modules that the full closure has and this environment has not.
+    whole
+        Whether it came as one archive, which brings its own ``conda-unpack``.
+    """
+
+    digest: str
+    python: str
+    glibc: str
+    machine: str
+    layers: tuple[Layer, ...]
+    code: Layer | None = None
+    absent: tuple[str, ...] = ()
+    whole: bool = False
+
+    def describe(self, version: str) -> str:
+        """Return the text that a worker reads; `version` is that of HepScale."""
+        relocated = sum(len(one.relocations) for one in self.layers)
+        lines = [
+            "hepscale-environment 1",
+            f"digest {self.digest}",
+            f"hepscale {version}",
+            f"python {self.python}",
+            f"glibc {self.glibc or '-'}",
+            f"machine {self.machine or '-'}",
+            *(
+                f"layer {one.kind} {one.sha256} {one.size_bytes} {one.path.name}"
+                for one in self.layers
+            ),
+            f"relocate {'conda-unpack' if self.whole else relocated}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The single file that :func:`hepscale.pack` writes.
+
+    Attributes
+    ----------
+    path
+        The archive.
+    sha256, size_bytes, unpacked_bytes, files
+        Of the archive; of the files in it, and their number.
+    unchanged
+        Whether it was there already, with the same content.
+    spec
+        What is in it.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    unpacked_bytes: int
+    files: int
+    unchanged: bool
+    spec: Spec
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    pass
+
+
+def build(
+    planned: Plan, store: Store, closure: Closure = "full", tell: Tell = _silent
+) -> Environment:
+    """Return the environment, packing those of its layers that the store does not have.
+
+    Raises
+    ------
+    PackError
+        A file cannot be read, or the store cannot be written.
+    """
+    need = planned.need
+    form = "tar.zst" if layers.has_zstd(need.interpreter, need.index) else "tar.gz"
+    forms = ("tar.gz", form, form, "tar.gz")
+    groups = _groups(planned, store)
+    wanted = (True, True, closure == "full", True)
+    found = [
+        _layer(part, group, store, form, tell) if group and want else None
+        for part, group, form, want in zip(planned.parts, groups, forms, wanted, strict=True)
+    ]
+    made, own = [one for one in found[:3] if one], found[3]
+    absent = _only_in_others(planned) if closure == "imports" else ()
+    spec = _spec(planned, groups, closure)
+    digest = _digest(one.content for one in made)
+    listed = [*made, own] if own else made
+    record = {
+        "closure": closure,
+        "spec": spec.as_json(),
+        "layers": [
+            {"kind": one.kind, "content": one.content, "size_bytes": one.size_bytes}
+            for one in listed
+        ],
+    }
+    store.add(digest, record)
+    return Environment(
+        digest,
+        need.interpreter.version,
+        planned.glibc,
+        need.interpreter.machine,
+        tuple(made),
+        own,
+        absent,
+    )
+
+
+def describe(planned: Plan, store: Store, closure: Closure = "full") -> Spec:
+    """Return what an environment consists of, without packing it."""
+    return _spec(planned, _groups(planned, store), closure)
+
+
+def _spec(planned: Plan, groups: _Groups, closure: Closure) -> Spec:
+    base, imported, others, code = groups
+    interpreter = planned.need.interpreter
+    known = planned.need.index.distributions
+    distributions = {
+        name: Item(known[name].version, content)
+        for group in ((imported, others) if closure == "full" else (imported,))
+        for name, content in group.items()
+        if name in known
+    }
+    distributions["python"] = Item(interpreter.version, base["python"])
+    modules = {name: Item("", content) for name, content in code.items()}
+    return Spec(interpreter.version, planned.glibc, interpreter.machine, distributions, modules)
+
+
+def write(
+    planned: Plan,
+    store: Store,
+    target: Path,
+    form: str,
+    closure: Closure = "full",
+    tell: Tell = _silent,
+) -> Packed:
+    """Write the environment, local modules included, as one archive.
+
+    Raises
+    ------
+    PackError
+        A file cannot be read, or the archive cannot be written.
+    ConfigError
+        The format is not known.
+    """
+    base, imported, others, _ = planned.parts
+    spec = describe(planned, store, closure)
+    site = planned.need.interpreter.site_below
+    entries = [
+        *base.entries,
+        *imported.entries,
+        *(others.entries if closure == "full" else ()),
+        *layers.code(planned.need.modules, site),
+        Entry("conda-meta/history"),
+        Entry(
+            f"{pack.OWN_FOLDER}/environment.json",
+            data=json.dumps(spec.as_json(), indent=1, sort_keys=True).encode(),
+        ),
+    ]
+    key = contents.signature([*entries, Entry(f"{target.absolute()} {form}")])
+    before = store.recall(key)
+    if before and _is_still(target, before):
+        sha256, size, unpacked, files = before["archive"]
+        return Packed(target, sha256, size, unpacked, files, True, spec)
+    total = sum(contents.size_bytes(entry) for entry in entries)
+    done = pack.write_archive(entries, target, form, lambda at: tell(target.name, at, total))
+    archive = (done.sha256, done.size_bytes, done.unpacked_bytes, done.files)
+    store.remember(key, {"archive": archive, "mtime_ns": target.stat().st_mtime_ns})
+    return Packed(target, *archive, False, spec)
+
+
+def _is_still(target: Path, before: dict[str, object]) -> bool:
+    try:
+        found = target.stat()
+    except OSError:
+        return False
+    archive = before["archive"]
+    return isinstance(archive, list) and (found.st_size, found.st_mtime_ns) == (
+        archive[1],
+        before["mtime_ns"],
+    )
+
+
+def _layer(part: Part, group: Mapping[str, str], store: Store, form: str, tell: Tell) -> Layer:
+    content = _digest(f"{name} {one}" for name, one in sorted(group.items()))
+    layer = store.layer(part.kind, content)
+    if layer is not None:
+        return layer
+    total = sum(contents.size_bytes(entry) for entry in part.entries)
+    return store.make(
+        part.kind, content, part.entries, form, lambda at: tell(part.label, at, total)
+    )
+
+
+def _groups(planned: Plan, store: Store) -> _Groups:
+    """Return the digest of each group of files of each part, from memory if none was touched."""
+    return tuple(_group(part, store) for part in planned.parts)
+
+
+def _group(part: Part, store: Store) -> Mapping[str, str]:
+    key = contents.signature(part.entries)
+    known: Mapping[str, str] | None = store.recall(key)
+    if known is None:
+        known = {
+            name: _digest(sorted(map(contents.digest, entries)))
+            for name, entries in part.groups.items()
+            if entries
+        }
+        store.remember(key, known)
+    return known
+
+
+def _digest(parts: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for one in parts:
+        total.update(f"{one}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _only_in_others(planned: Plan) -> tuple[str, ...]:
+    """Return the top-level modules that the import-time closure lacks."""
+    need = planned.need
+    known = need.index.distributions
+    there = {module for name in need.imported for module in known[name].modules}
+    there |= {module.name for module in need.modules}
+    return tuple(sorted({module for name in need.others for module in known[name].modules} - there))

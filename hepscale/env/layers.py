@@ -1,0 +1,277 @@
+"""Which files make up the layers of an environment: interpreter, packages, code."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hepscale.env import native
+from hepscale.env.contents import Entry
+from hepscale.env.pack import OWN_FOLDER
+from hepscale.errors import PackError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from hepscale.env.index import Index, InstalledFile
+    from hepscale.env.interpreter import Interpreter
+    from hepscale.env.local import LocalModule
+
+__all__ = ["code", "decoder", "interpreter", "libraries", "packages"]
+
+# parts of the standard library that no task needs, unless the analysis imports them
+_OPTIONAL = {
+    "test": ("test", "lib-dynload/_test"),
+    "idlelib": ("idlelib", "idlelib/"),
+    "tkinter": ("tkinter", "turtle.py", "turtledemo", "lib-dynload/_tkinter."),
+}
+_BROUGHT_BY = {"turtle": "tkinter", "turtledemo": "tkinter", "_tkinter": "tkinter"}
+_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+_NOT_LIBRARY = frozenset({"__pycache__", "site-packages", "dist-packages"})
+_ZSTD_IN_LIBRARY = (3, 14)
+
+
+def interpreter(found: Interpreter, index: Index, imported: Collection[str]) -> list[Entry]:
+    """Return the interpreter and its standard library, without the shared libraries it needs.
+
+    Parameters
+    ----------
+    found
+        The interpreter.
+    index
+        What is installed for it.
+    imported
+        Top-level modules that the analysis imports: tkinter and tests come along if named here.
+    """
+    if found.conda:
+        entries = [
+            entry
+            for name in _conda_python(index)
+            for entry in _of(name, index, found)
+            if not _optional(entry.target.partition("/python")[2].partition("/")[2], imported)
+        ]
+    else:
+        entries = [*_programs(found), *_standard_library(found, imported)]
+    prefixes = find_spec("conda_pack.prefixes")
+    if prefixes is None or prefixes.origin is None:
+        raise PackError("conda-pack is not installed.", fix="pip install conda-pack")
+    entries.append(Entry(f"{OWN_FOLDER}/prefixes.py", data=Path(prefixes.origin).read_bytes()))
+    return [*entries, *decoder(found, index)]
+
+
+def decoder(found: Interpreter, index: Index) -> list[Entry]:
+    """Return what this interpreter needs to read zstd; empty where it has it or cannot have it."""
+    owner = index.owner("backports.zstd")
+    if tuple(map(int, found.version.split(".")[:2])) >= _ZSTD_IN_LIBRARY or owner is None:
+        return []
+    below = f"{found.site_below}/backports/"
+    return [
+        replace(entry, target=f"{OWN_FOLDER}/backports/{entry.target.removeprefix(below)}")
+        for entry in _installed(index.files(owner), found)
+        if entry.target.startswith(below) and not entry.target.endswith(".pyi")
+    ]
+
+
+def has_zstd(found: Interpreter, index: Index) -> bool:
+    """Return whether this interpreter can read zstd on a worker."""
+    numbers = tuple(map(int, found.version.split(".")[:2]))
+    return numbers >= _ZSTD_IN_LIBRARY or bool(decoder(found, index))
+
+
+def _programs(found: Interpreter) -> list[Entry]:
+    name = f"python{'.'.join(found.version.split('.')[:2])}"
+    return [
+        Entry(
+            f"bin/{name}",
+            found.base_executable,
+            treat="program",
+            prefix=_private(found.base_prefix),
+        ),
+        Entry("bin/python3", link=name),
+        Entry("bin/python", link=name),
+    ]
+
+
+def _standard_library(found: Interpreter, imported: Collection[str]) -> Iterator[Entry]:
+    below = f"lib/python{'.'.join(found.version.split('.')[:2])}"
+    prefix = _private(found.base_prefix)
+    seen = set()
+    for root in dict.fromkeys((found.stdlib, found.platstdlib)):
+        for path in _walk(root):
+            inner = os.path.relpath(path, root)
+            if inner in seen or _optional(inner, imported):
+                continue
+            seen.add(inner)
+            yield Entry(f"{below}/{inner}", path, treat="interpreter", prefix=prefix)
+
+
+def _walk(root: str) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in _NOT_LIBRARY and not (folder == root and name.startswith("config-"))
+        )
+        for name in sorted(files):
+            # Debian's says that pip may not install there, which is not so where it is unpacked
+            if name != "EXTERNALLY-MANAGED":
+                yield os.path.join(folder, name)
+
+
+def _optional(inner: str, imported: Collection[str]) -> bool:
+    """Return whether a file of the standard library, by its path below it, is left out."""
+    wanted = {_BROUGHT_BY.get(name, name) for name in imported}
+    for name, parts in _OPTIONAL.items():
+        if inner.partition("/")[0] in parts or inner.startswith(parts[-1]):
+            return name not in wanted
+    return not _TEST_FOLDERS.isdisjoint(inner.split("/")[1:-1])
+
+
+def _private(prefix: str) -> str:
+    """Return a prefix that tells where somebody has installed Python, else nothing."""
+    return "" if prefix in {"/usr", "/usr/local"} else prefix
+
+
+def _conda_python(index: Index) -> list[str]:
+    """Return conda's package of Python and what that depends on."""
+    waiting, found = ["python"], []
+    while waiting:
+        name = waiting.pop()
+        if name in index.distributions and name not in found:
+            found.append(name)
+            requires = index.distributions[name].requires
+            waiting += [re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for line in requires]
+    return sorted(found)
+
+
+def packages(
+    names: Iterable[str], index: Index, found: Interpreter, hidden: Collection[str] = ()
+) -> list[Entry]:
+    """Return the files of distributions.
+
+    Parameters
+    ----------
+    names
+        Of the distributions.
+    index
+        Where they are looked up.
+    found
+        The interpreter that they are installed for.
+    hidden
+        Top-level names that local modules have taken: what is installed under them stays behind.
+    """
+    skipped = tuple(
+        f"{found.site_below}/{name}{end}" for name in hidden for end in ("/", ".py", ".cpython-")
+    )
+    entries = {
+        entry.target: entry
+        for name in names
+        for entry in _of(name, index, found)
+        if not (skipped and entry.target.startswith(skipped))
+    }
+    return list(entries.values())
+
+
+def _of(name: str, index: Index, found: Interpreter) -> Iterator[Entry]:
+    distribution = index.distributions[name]
+    if distribution.kind == "conda":
+        target = f"conda-meta/{os.path.basename(distribution.info)}"
+        yield Entry(target, distribution.info, treat="conda-meta")
+    yield from _installed(index.files(name), found)
+
+
+def _installed(files: Sequence[InstalledFile], found: Interpreter) -> Iterator[Entry]:
+    record = next((one for one in files if one.target.endswith(".dist-info/RECORD")), None)
+    installed_ns = 0
+    if record is not None:
+        try:
+            installed_ns = Path(record.source).stat().st_mtime_ns
+        except OSError:
+            record = None
+    for file in files:
+        entry = Entry(file.target, file.source, file.sha256, installed_ns)
+        if file is record:
+            yield Entry(file.target, file.source, treat="record")
+        elif file.prefix_mode in {"text", "binary"}:
+            mode = "text" if file.prefix_mode == "text" else "binary"
+            if file.target.startswith("bin/") and mode == "text":
+                mode = "script"
+            yield _treated(file, mode, found.prefix)
+        elif link := _kept_link(file.source, found.prefix):
+            yield Entry(file.target, link=link)
+        elif file.target.startswith("bin/") or not file.sha256:
+            yield _treated(file, "script", found.prefix)
+        else:
+            yield entry
+
+
+def _treated(file: InstalledFile, treat: str, prefix: str) -> Entry:
+    return Entry(
+        file.target,
+        file.source,
+        treat=treat,  # type: ignore[arg-type]
+        prefix=prefix,
+        placeholder=file.placeholder,
+    )
+
+
+def _kept_link(source: str, prefix: str) -> str:
+    """Return where a link leads that can stay one: to a neighbour in the same prefix."""
+    if not os.path.islink(source):
+        return ""
+    to = os.readlink(source)
+    real = os.path.normpath(os.path.join(os.path.dirname(source), to))
+    inside = os.path.commonpath([real, os.path.normpath(prefix)]) == os.path.normpath(prefix)
+    return to if not os.path.isabs(to) and inside and os.path.isfile(real) else ""
+
+
+def libraries(
+    entries: Sequence[Entry], beside: Sequence[Entry] = (), cache: Path | None = None
+) -> tuple[list[Entry], native.Native]:
+    """Add the shared libraries that these files need and that neither they nor glibc give.
+
+    Parameters
+    ----------
+    entries
+        The files of a layer.
+    beside
+        The files of the layers below it, with their libraries.
+    cache
+        Where to keep what was read.
+
+    Returns
+    -------
+    tuple
+        The files with those libraries, all made to look for libraries in ``lib/``; and what was
+        found out.
+    """
+    files = [entry.source for entry in (*beside, *entries) if entry.source]
+    needed = native.closure(files, cache)
+    present = {entry.target for entry in beside}
+    names: dict[str, str] = {}
+    added = []
+    for soname, path in needed.libraries:
+        target = f"lib/{soname}"
+        if target in present:
+            continue
+        # under two names a process would load it twice
+        first = names.setdefault(path, soname)
+        added.append(Entry(target, link=first) if first != soname else Entry(target, path))
+    relink = frozenset(needed.relink)
+    return [
+        replace(entry, relink=True) if entry.source in relink else entry
+        for entry in (*entries, *added)
+    ], needed
+
+
+def code(modules: Iterable[LocalModule], below: str = "") -> list[Entry]:
+    """Return the files of local modules, in the folder `below` (of the layer, or of the pack)."""
+    return [
+        Entry(os.path.join(below, name), source)
+        for module in modules
+        for name, source in module.files
+    ]

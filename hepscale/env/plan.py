@@ -1,0 +1,147 @@
+"""Which files an environment consists of, before any of them is packed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hepscale.env import layers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from hepscale.env.contents import Entry
+    from hepscale.env.index import Index
+    from hepscale.env.interpreter import Interpreter
+    from hepscale.env.local import LocalModule
+    from hepscale.env.store import LayerKind
+
+__all__ = ["Need", "Part", "Plan", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What an environment is to hold.
+
+    Attributes
+    ----------
+    interpreter, index
+        Which Python, and what is installed for it.
+    imported, others
+        Distributions that are imported at import time, and those that the full closure adds.
+    standard
+        Top-level modules of the standard library that the analysis imports.
+    modules
+        Local modules.
+    """
+
+    interpreter: Interpreter
+    index: Index
+    imported: tuple[str, ...]
+    others: tuple[str, ...]
+    standard: frozenset[str]
+    modules: tuple[LocalModule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The files of one layer, by the distribution that they belong to."""
+
+    kind: LayerKind
+    label: str
+    groups: Mapping[str, Sequence[Entry]]
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for group in self.groups.values() for entry in group]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be packed, before anything is.
+
+    Attributes
+    ----------
+    need
+        What it is for.
+    parts
+        Interpreter, packages that are imported, packages that are not, local code.
+    glibc
+        The newest version that anything in it needs.
+    unfound
+        Shared libraries that something in it names and that are not on this machine.
+    """
+
+    need: Need
+    parts: tuple[Part, ...]
+    glibc: str
+    unfound: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """The parts of a plan that come from installed distributions."""
+
+    parts: tuple[Part, ...]
+    glibc: str
+    unfound: tuple[str, ...]
+
+
+# what the last plans of this process have found: a notebook plans the same again at each run
+_found: dict[object, _Installed] = {}
+_MOST_FOUND = 4
+
+
+def plan(need: Need, cache: Path | None = None) -> Plan:
+    """Find the files of an environment; `cache` is a folder for what was learnt of them."""
+    hidden = frozenset(module.name for module in need.modules)
+    key = (need.interpreter, need.imported, need.others, need.standard, hidden, _state(need))
+    installed = _found.get(key)
+    if installed is None:
+        while len(_found) >= _MOST_FOUND:
+            _found.pop(next(iter(_found)))
+        installed = _found[key] = _plan_installed(need, hidden, cache)
+    code = Part("code", "local modules", {one.name: layers.code([one]) for one in need.modules})
+    return Plan(need, (*installed.parts, code), installed.glibc, installed.unfound)
+
+
+def _state(need: Need) -> tuple[int, ...]:
+    """Return when each of the distributions was installed."""
+    known = need.index.distributions
+    return tuple(_mtime_ns(known[name].info) for name in (*need.imported, *need.others))
+
+
+def _mtime_ns(info: str) -> int:
+    for path in (f"{info}/RECORD", info):
+        with contextlib.suppress(OSError):
+            return os.stat(path).st_mtime_ns
+    return 0
+
+
+def _plan_installed(need: Need, hidden: frozenset[str], cache: Path | None) -> _Installed:
+    found, index = need.interpreter, need.index
+    base, _ = layers.libraries(layers.interpreter(found, index, need.standard), cache=cache)
+    taken = {entry.target for entry in base}
+    parts = [Part("interpreter", "Python", {"python": base})]
+    below, glibc = base, ""
+    unfound: tuple[str, ...] = ()
+    for label, names in (("packages", need.imported), ("other packages", need.others)):
+        owners: dict[str, str] = {}
+        entries = []
+        for name in names:
+            for entry in layers.packages([name], index, found, hidden):
+                if entry.target not in taken:
+                    owners[entry.target] = name
+                    entries.append(entry)
+            taken.update(owners)
+        entries, native = layers.libraries(entries, below, cache)
+        group: dict[str, list[Entry]] = {}
+        for entry in entries:
+            group.setdefault(owners.get(entry.target, "shared libraries"), []).append(entry)
+        parts.append(Part("packages", label, group))
+        below = [*below, *entries]
+        glibc, unfound = native.glibc, native.missing
+    return _Installed(tuple(parts), glibc, unfound)

@@ -1,0 +1,136 @@
+"""The environment of a run: the one of this process, a packed copy of it, or a given archive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hepscale.config import load_settings
+from hepscale.env import api, archive, environment, local
+from hepscale.env.imports import Import
+from hepscale.errors import ConfigError
+from hepscale.executor.task import Notice
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable
+
+    from hepscale.env.analysis import Analysis
+    from hepscale.env.environment import Environment
+    from hepscale.executor.job import Observer
+    from hepscale.executor.payload import Fingerprint
+
+__all__ = ["RunEnvironment", "Wanted", "pack"]
+
+PACKED = "packed"
+_MOST_NOTICES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user has asked for; see :class:`hepscale.HepScaleExecutor`."""
+
+    environment: str | os.PathLike[str] | None
+    closure: Any
+    extra: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnvironment:
+    """What the tasks of a run are to run in.
+
+    Attributes
+    ----------
+    environment
+        None: what this process runs in.
+    widen
+        Returns the one with all packages, where `environment` has only some.
+    modules
+        Local modules that the notebook imports, beside those that the pickle refers to.
+    """
+
+    environment: Environment | None = None
+    widen: Callable[[], Environment] | None = None
+    modules: tuple[str, ...] = ()
+
+
+def pack(
+    wanted: Wanted, printed: Fingerprint, preload: Iterable[str], observer: Observer
+) -> RunEnvironment:
+    """Return the environment for a run, packing it first if it is not in the store.
+
+    Parameters
+    ----------
+    wanted
+        What was asked for.
+    printed
+        Of the function that the tasks run: what its pickle refers to comes along.
+    preload
+        Modules that every task imports.
+    observer
+        Is told what takes long, and what was not found.
+
+    Raises
+    ------
+    ConfigError, InputError, PackError
+        The environment cannot be made.
+    """
+    if wanted.environment is None:
+        if wanted.extra or wanted.exclude:
+            raise ConfigError(
+                "extra_packages and exclude_packages say what is packed, and nothing is.",
+                cause="tasks run in the environment of this process",
+                fix='HepScaleExecutor(environment="packed", ...)',
+            )
+        return RunEnvironment()
+    if wanted.environment != PACKED:
+        given = str(wanted.environment)
+        if not archive.is_archive(given):
+            raise ConfigError(
+                f"environment={given!r} cannot be used.",
+                cause='it is "packed", or the name of an archive: env.tar.gz, env.tar.zst',
+                fix='HepScaleExecutor(environment="packed")',
+            )
+        return RunEnvironment(archive.take(Path(given).expanduser(), api.store()))
+    names = {*preload, *printed.modules}
+    roots = [Import(name, "the processor", "sure") for name in sorted(names)]
+    roots += [
+        Import(name, f"{code.co_name} in {Path(code.co_filename).name}", "guarded", lazy=True)
+        for code in printed.codes
+        for name in dict.fromkeys(local.imported(code))
+    ]
+    found = api.analyze(extra_packages=wanted.extra, exclude_packages=wanted.exclude, roots=roots)
+    _tell_missing(found, observer)
+    planned = api.planned(found)
+    store = api.store()
+    say = _Sayer(observer)
+    build = partial(environment.build, planned, store, tell=say)
+    made = build(wanted.closure)
+    store.prune(load_settings().keep_environments, load_settings().cache_dir / "unpacked")
+    widen = partial(build, "full") if made.absent else None
+    return RunEnvironment(made, widen, tuple(one.name for one in found.modules))
+
+
+class _Sayer:
+    """Says once of each layer that it is being packed."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._told: set[str] = set()
+
+    def __call__(self, label: str, _done: int, total: int) -> None:
+        if label not in self._told:
+            self._told.add(label)
+            size = f"{total / 1e6:.0f} MB" if total > 1e6 else f"{total / 1e3:.0f} kB"
+            self._observer.see(Notice(f"Packing {label} for the workers: {size}, once."))
+        self._observer.tick()
+
+
+def _tell_missing(found: Analysis, observer: Observer) -> None:
+    missing = [one for one in found.missing if one.how == "sure"]
+    for one in missing[:_MOST_NOTICES]:
+        where = one.where[0] if one.where else "the processor"
+        observer.see(Notice(f"{one.name} ({where}) was not found and is not packed: {one.fix}"))

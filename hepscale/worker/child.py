@@ -1,0 +1,80 @@
+"""A forked child becomes a task's process: its session, folder, variables, streams and limits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import types
+from typing import Any, NoReturn
+
+from . import proc
+
+__all__ = ["become_task", "leave"]
+
+# what the kernel enforces lies above what we watch: it is for growth faster than we look
+_HARD_FACTOR, _HARD_EXTRA_MB = 1.25, 256
+
+
+def become_task(request: dict[str, Any], parent: int) -> None:
+    """Make this child of the process `parent` what the task of `request` runs in."""
+    os.setsid()
+    proc.die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    os.chdir(request["dir"])
+    for target, name in ((1, "stdout"), (2, "stderr")):
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(fd, target)
+        os.close(fd)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.closerange(3, 65536)
+    with open("task.json", encoding="utf-8") as stream:
+        spec = json.load(stream)
+    with open(request["environ"], encoding="utf-8") as stream:
+        environ = json.load(stream)
+    os.makedirs("tmp", exist_ok=True)
+    os.environ.clear()
+    os.environ.update(environ, TMPDIR=os.path.abspath("tmp"))
+    if spec["code"]:
+        sys.path.insert(0, spec["code"])
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = ["hepscale-task"]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    _fresh_random_numbers()
+    if request["memory_mb"] is not None:
+        _limit_memory(request["memory_mb"])
+    os.chdir(spec["cwd"])
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without what a normal end would do for its parent's sake."""
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _fresh_random_numbers() -> None:
+    # every child of a fork would draw the same numbers; Python's own generator reseeds by itself
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _limit_memory(memory_mb: float) -> None:
+    """Make the kernel refuse memory well above the limit, as a MemoryError."""
+    status = proc.status()
+    room_mb = max(memory_mb - status.get("VmRSS", 0) / 1e3, 0)
+    hard = status.get("VmData", 0) * 1e3 + (room_mb * _HARD_FACTOR + _HARD_EXTRA_MB) * 1e6
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(hard) if most == resource.RLIM_INFINITY else min(int(hard), most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -1,0 +1,445 @@
+"""Where code is read from: scripts, notebooks, what these run, and kernels that are running."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import support
+from jupyter_client.manager import start_new_kernel
+
+from hepscale.env.imports import find_imports
+from hepscale.env.sources import Note, Sources, Unit, from_file, running
+from hepscale.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "imports"
+
+
+def labels(sources: Sources) -> list[str]:
+    return [unit.label for unit in sources.units]
+
+
+def names(units: Iterable[Unit]) -> list[str]:
+    return [one.name for unit in units for one in find_imports(unit)[0]]
+
+
+def refused(path: Path | str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        from_file(path)
+    error: InputError = support.complete(caught.value)
+    assert error.items == (str(path),)
+    return error
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_a_script_is_one_unit() -> None:
+    path = FIXTURES / "plain.py"
+    assert from_file(str(path)) == Sources(
+        (Unit("plain.py", path.read_text(), str(path)),), FIXTURES, ()
+    )
+
+
+def test_cells_of_a_notebook_are_numbered_as_they_are_run() -> None:
+    path = FIXTURES / "analysis.ipynb"
+    sources = from_file(path)
+
+    def cell(number: int, source: str, *, certain: bool = True) -> Unit:
+        return Unit(f"cell {number}", source, str(path), is_cell=True, certain=certain)
+
+    assert sources == Sources(
+        (
+            cell(1, "import numpy as np\nimport hist"),
+            cell(2, "%%time\nimport uproot"),
+            cell(3, "x =\nimport awkward"),
+            cell(4, "import demonstrated\nx =", certain=False),
+            cell(5, "import vector"),
+        ),
+        FIXTURES,
+        (),
+    )
+    found = [find_imports(unit) for unit in sources.units]
+    assert [(one.where, one.name, one.how) for imports, _ in found for one in imports] == [
+        ("cell 1, line 1", "numpy", "sure"),
+        ("cell 1, line 2", "hist", "sure"),
+        ("cell 2, line 2", "uproot", "sure"),
+        ("cell 3, line 2", "awkward", "sure"),
+        ("cell 4, line 1", "demonstrated", "guarded"),
+        ("cell 5, line 1", "vector", "sure"),
+    ]
+    assert [note.where for _, notes in found for note in notes] == ["cell 3, line 1"]
+
+
+def test_a_notebook_of_2013_is_upgraded() -> None:
+    sources = from_file(FIXTURES / "format3.ipynb")
+    assert [unit.source for unit in sources.units] == ["%pylab inline\nimport hist"]
+    assert names(sources.units) == ["numpy", "matplotlib", "hist"]
+
+
+@pytest.mark.parametrize("name", ["no_kernel.ipynb", "bare_cells.ipynb"])
+def test_metadata_may_be_missing(name: str) -> None:
+    assert names(from_file(FIXTURES / name).units) == ["numpy"]
+
+
+def test_a_byte_order_mark_is_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "bom.ipynb"
+    path.write_bytes(b"\xef\xbb\xbf" + (FIXTURES / "no_kernel.ipynb").read_bytes())
+    assert names(from_file(path).units) == ["numpy"]
+
+
+def test_cells_of_other_languages_are_numbered_but_not_read() -> None:
+    sources = from_file(FIXTURES / "polyglot.ipynb")
+    assert labels(sources) == ["cell 1", "cell 2", "cell 3"]
+    assert names(sources.units) == ["numpy", "hist"]
+
+
+@pytest.mark.parametrize("name", ["no_code.ipynb", "empty_script.py"])
+def test_code_that_is_not_there_is_told(name: str) -> None:
+    sources = from_file(FIXTURES / name)
+    assert names(sources.units) == []
+    assert sources.notes == (
+        Note(name, "there is no code in it", "save the file, if its code is new"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("empty_file.ipynb", "it is empty"),
+        ("not_json.ipynb", "Expecting value"),
+        ("not_a_notebook.ipynb", "it is JSON, but not a notebook"),
+        ("list.ipynb", "it is JSON, but not a notebook"),
+        ("cells_of_another_kind.ipynb", "it is JSON, but not a notebook"),
+        ("source_of_numbers.ipynb", "it is JSON, but not a notebook"),
+        ("newer.ipynb", "its format, 5, is newer than this release knows"),
+        ("not_utf8.ipynb", "'utf-8' codec can't decode"),
+    ],
+)
+def test_a_notebook_that_cannot_be_read(name: str, cause: str) -> None:
+    error = refused(FIXTURES / name)
+    assert error.fact == "The notebook cannot be read."
+    assert cause in error.cause
+
+
+def test_json_may_be_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "deep.ipynb").write_text("[" * 100_000)
+    assert refused(tmp_path / "deep.ipynb").fact == "The notebook cannot be read."
+
+
+@pytest.mark.parametrize(
+    ("name", "language"), [("other_kernel.ipynb", "R"), ("other_kernelspec.ipynb", "julia")]
+)
+def test_a_notebook_of_another_language(name: str, language: str) -> None:
+    assert refused(FIXTURES / name).fact == f"The notebook's language is {language}, not Python."
+
+
+def test_files_that_are_not_there_or_not_code(tmp_path: Path) -> None:
+    assert refused(tmp_path / "missing.py").fact == "There is no such file."
+    (tmp_path / "folder.py").mkdir()
+    assert refused(tmp_path / "folder.py").cause == "it is a folder"
+    (tmp_path / "code.C").touch()
+    assert "(.ipynb) or a script (.py)" in refused(tmp_path / "code.C").fact
+    (tmp_path / "unreadable.py").symlink_to("/proc/self/mem")
+    assert refused(tmp_path / "unreadable.py").fact == (
+        "The file cannot be read: Input/output error."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "text"),
+    [
+        ("wrong_encoding.py", 2, "codec can't decode byte 0xfc"),
+        ("unknown_encoding.py", 1, "unknown encoding: klingon"),
+        ("not_a_text_encoding.py", 1, "not a text encoding"),
+    ],
+)
+def test_a_wrong_encoding_is_told_and_the_rest_read(name: str, line: int, text: str) -> None:
+    sources = from_file(FIXTURES / name)
+    (note,) = sources.notes
+    assert note.where == f"{name}, line {line}"
+    assert text in note.text
+    assert note.fix == "save the file as UTF-8; Python refuses it as it is"
+    assert "numpy" in names(sources.units)
+
+
+def test_the_folder_is_that_of_the_script_and_of_the_link_to_a_notebook(tmp_path: Path) -> None:
+    for name in ("plain.py", "no_kernel.ipynb"):
+        (tmp_path / name).symlink_to(FIXTURES / name)
+    assert from_file(tmp_path / "plain.py").folder == FIXTURES
+    assert from_file(tmp_path / "no_kernel.ipynb").folder == tmp_path
+
+
+def test_scripts_that_are_run_are_read_too() -> None:
+    folder = FIXTURES / "scripts"
+    sources = from_file(folder / "analysis.ipynb")
+    assert labels(sources) == [
+        *(f"cell {number}" for number in range(1, 7)),
+        "helper.py",
+        "deep.py",
+        "cell 1 of other.ipynb",
+        "cell 2 of other.ipynb",
+        "deeper.ipy",
+    ]
+    found = {unit.label: unit for unit in sources.units}
+    assert found["deep.py"].path == str(folder / "tools" / "deep.py")
+    assert names(sources.units) == ["sys", "helped", "deep", "other", "deeper"]
+    (note,) = find_imports(found["deeper.ipy"])[1]
+    assert note.where == "deeper.ipy, line 1"
+    missing, broken = sources.notes
+    assert missing == Note(
+        "cell 2, line 1",
+        "%run missing.py: there is no such script, its imports are not known",
+        f"put it beside the notebook: ls {folder}",
+    )
+    assert broken.where == "cell 4, line 1"
+    assert broken.text.startswith("broken.ipynb: The notebook cannot be read.")
+    assert sources.paths == (folder / "tools", FIXTURES)
+
+
+def test_what_uncertain_code_runs_is_uncertain(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("import helped\n")
+    source = {"nbformat": 4, "cells": [{"cell_type": "code", "source": "%run helper.py"}]}
+    source["cells"][0]["metadata"] = {"tags": ["raises-exception"]}  # type: ignore[index]
+    (tmp_path / "a.ipynb").write_text(json.dumps(source))
+    assert [unit.certain for unit in from_file(tmp_path / "a.ipynb").units] == [False, False]
+
+
+def test_nothing_is_run(tmp_path: Path) -> None:
+    code = "import helper\n!touch ran\n%run helper.py\nopen('ran', 'w')\n__import__('helper')\n"
+    (tmp_path / "helper.py").write_text("open('ran', 'w')\nimport uproot\n")
+    cell = {"cell_type": "code", "source": code}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"nbformat": 4, "cells": [cell]}))
+    program = """
+import sys
+from hepscale.env.imports import find_imports
+from hepscale.env.sources import from_file
+for unit in from_file("a.ipynb").units:
+    print(*(one.name for one in find_imports(unit)[0]))
+assert not {"helper", "uproot"} & set(sys.modules)
+"""
+    assert run("-c", program, cwd=tmp_path).split() == ["helper", "helper", "uproot"]
+    assert not (tmp_path / "ran").exists()
+
+
+# -- the running code ----------------------------------------------------------------------------
+
+TELL = """
+import json
+from hepscale.env.sources import running
+found = running()
+units = [[one.label, one.source.strip().partition("\\n")[0], one.certain] for one in found.units]
+told = dict(units=units, folder=str(found.folder), notes=[one.text for one in found.notes])
+"""
+
+
+def run(*args: str, cwd: Path, **environ: str) -> str:
+    """Run Python, which has to succeed and to say nothing on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environ},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_script_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "analysis.py").write_text(TELL + "print(json.dumps(told))")
+    (tmp_path / "elsewhere").mkdir()
+    told = json.loads(run("../analysis.py", cwd=tmp_path / "elsewhere"))
+    assert told == {
+        "units": [["analysis.py", "import json", True]],
+        "folder": str(tmp_path),
+        "notes": [],
+    }
+
+
+def test_a_module_of_a_package_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "__main__.py").write_text(TELL + "print(json.dumps(told))")
+    told = json.loads(run("-m", "mypackage", cwd=tmp_path))
+    assert told["units"] == [["__main__.py", "import json", True]]
+    assert told["folder"] == str(tmp_path)
+
+
+def test_neither_notebook_nor_script(tmp_path: Path) -> None:
+    told = json.loads(run("-c", TELL + "print(json.dumps(told))", cwd=tmp_path))
+    assert told == {
+        "units": [],
+        "folder": "None",
+        "notes": ["neither a notebook nor a script's file is running, so no imports are known"],
+    }
+
+
+def test_an_installed_program_is_not_the_analysis() -> None:
+    # pytest, which runs this
+    sources = running()
+    assert sources.units == ()
+    assert [note.fix for note in sources.notes] == ['extra_packages=["NAME"]']
+
+
+def test_a_script_whose_file_has_gone(tmp_path: Path) -> None:
+    program = "import os\nos.remove(__file__)\n" + TELL + "print(json.dumps(told))"
+    (tmp_path / "analysis.py").write_text(program)
+    assert json.loads(run("analysis.py", cwd=tmp_path))["units"] == []
+
+
+def test_ipython_without_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    program = f"""
+import os, shutil
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+def cell(source):
+    shell.run_cell(source, store_history=True)
+cell("import math")
+cell("%%time\\nimport no_such_module")
+cell("x =")
+cell("")
+cell("%run helper.py")
+cell("  import math\\n")
+cell("import no_such_module")
+cell({TELL!r})
+before = shell.user_ns["told"]
+os.chdir("gone")
+shutil.rmtree({str(folder)!r})
+cell({TELL!r})
+import json
+os.chdir("/")
+print(); print(json.dumps([before, shell.user_ns["told"]]))
+"""
+    (tmp_path / "helper.py").write_text("import json\n")
+    environ = {"IPYTHONDIR": str(tmp_path / "profile"), "NO_COLOR": "1"}
+    before, after = json.loads(run("-c", program, cwd=tmp_path, **environ).splitlines()[-1])
+    assert before == {
+        "units": [
+            ["In [5]", "import math", True],
+            ["In [2]", "%%time", False],
+            ["In [3]", "x =", False],
+            ["In [4]", "%run helper.py", True],
+            ["In [6]", "import no_such_module", False],
+            ["In [7]", "import json", True],
+            ["helper.py", "import json", True],
+        ],
+        "folder": str(tmp_path),
+        "notes": [],
+    }
+    assert after["folder"] == "None"
+    assert ["In [5]", "import math", True] in after["units"]
+
+
+class Kernel:
+    """A kernel as a notebook server starts it, in the notebook's folder."""
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        env = {**os.environ, "IPYTHONDIR": str(folder / "profile"), **environ}
+        env["PYTHONPATH"] = str(Path(__file__).parents[2])
+        self.manager, self.client = start_new_kernel(cwd=str(folder), env=env)
+
+    def cell(self, source: str) -> str:
+        """Execute a cell; return what it printed."""
+        told: list[str] = []
+
+        def collect(message: Any) -> None:
+            if message["msg_type"] == "stream":
+                told.append(message["content"]["text"])
+
+        self.client.execute_interactive(source, timeout=30, output_hook=collect)
+        return "".join(told)
+
+    def running(self) -> Any:
+        return json.loads(self.cell(TELL + "print(json.dumps(told))").splitlines()[-1])
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    shutil.copy(FIXTURES / "analysis.ipynb", tmp_path)
+    # A server joins the kernel's folder and the notebook's path, in which that folder is as well.
+    name = tmp_path / tmp_path.name / "analysis.ipynb"
+    kernel = Kernel(tmp_path, JPY_SESSION_NAME=str(name))
+    try:
+        yield kernel
+    finally:
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel(now=True)
+
+
+def test_a_kernel_whose_notebook_is_known(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.cell("import numpy as np\nimport hist")
+    kernel.cell("%%time\nimport uproot\n")
+    kernel.cell("import not_saved_yet\n")
+    kernel.cell("import json")
+    kernel.cell("import vector\nx = 1 / 0")
+    told = kernel.running()
+    assert told["units"] == [
+        ["cell 1", "import numpy as np", True],
+        ["cell 2", "%%time", True],
+        ["cell 3", "x =", False],
+        ["cell 4", "import demonstrated", False],
+        ["cell 5", "import vector", False],
+        ["In [3]", "import not_saved_yet", False],
+        ["In [4]", "import json", True],
+        ["In [5]", "import vector", False],
+        ["In [6]", "import json", True],
+    ]
+    assert told["folder"] == str(tmp_path)
+    assert told["notes"] == []
+    # VS Code tells it in a variable, and the server's word is old if the notebook was renamed.
+    (tmp_path / "analysis.ipynb").rename(tmp_path / "renamed.ipynb")
+    assert kernel.running()["units"][0] == ["In [1]", "import numpy as np", True]
+    kernel.cell(f"__vsc_ipynb_file__ = {str(tmp_path / 'renamed.ipynb')!r}")
+    assert kernel.running()["units"][0] == ["cell 1", "import numpy as np", True]
+    (tmp_path / "renamed.ipynb").write_text("{")
+    told = kernel.running()
+    assert told["units"][0] == ["In [1]", "import numpy as np", True]
+    (note,) = told["notes"]
+    assert note.startswith("renamed.ipynb: The notebook cannot be read. Expecting property name")
+
+
+class Odd:
+    """A shell that has other things where IPython has its history."""
+
+    def __init__(self, **members: Any) -> None:
+        self.__dict__.update(members)
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        Odd(),
+        Odd(history_manager=None, user_ns={}),
+        Odd(history_manager=Odd(input_hist_raw=None), user_ns={"__vsc_ipynb_file__": 3}),
+        Odd(history_manager=Odd(input_hist_raw=[""], exceptions=None), user_ns={}),
+        Odd(history_manager=Odd(input_hist_raw=[None, 3]), user_ns=None),
+    ],
+)
+def test_odd_shells_raise_nothing(shell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+    sources = running()
+    assert sources.units == ()
+
+
+def test_what_goes_wrong_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> Any:
+        raise ValueError("broken")
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=broken))  # type: ignore[arg-type]
+    (note,) = running().notes
+    assert note.text == "the running code cannot be read: broken"
+    assert "ValueError" in caplog.text
