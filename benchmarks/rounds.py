@@ -14,11 +14,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Rounds", "Spread", "in_turn"]
+__all__ = ["HERE", "Rounds", "Spread", "in_turn"]
 
+HERE = (sys.executable, "-m", "benchmarks.child")
 _LONGEST_S = 1800
 # with more of the cores in the hands of others than this, a figure says little
 _MOST_OTHERS = 0.1
@@ -59,21 +60,26 @@ class Rounds:
     again: int = 0
     told: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def run(self, name: str, case: str, **options: Any) -> dict[str, Any]:
-        """Run a case in a process of its own and keep its result under `name`."""
+    def run(
+        self, name: str, case: str, *, within: Sequence[str] = HERE, **options: Any
+    ) -> dict[str, Any]:
+        """Run a case in a process of its own and keep its result under `name`.
+
+        `within` is the command that is given the case and its options.
+        """
         tried: list[dict[str, Any]] = []
         while len(tried) <= self.again and not any(map(_is_quiet, tried)):
-            tried.append(self._run(name, case, options))
+            tried.append(self._run(name, [*within, case, json.dumps(options)]))
         result = min(tried, key=lambda one: one["others"])
         self.told.setdefault(name, []).append(result)
         return result
 
-    def _run(self, name: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, name: str, command: list[str]) -> dict[str, Any]:
         print(f"  {name} ...", end="", file=sys.stderr, flush=True)
         begun, others_s = time.monotonic(), _others_s()
         with tempfile.TemporaryDirectory(prefix="runs-", dir=self.folder) as runs:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.child", case, json.dumps(options)],
+                command,
                 env={**os.environ, "HEPSCALE_RUN_DIR": runs},
                 capture_output=True,
                 text=True,

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.environments import environment
 from benchmarks.report import Line
 from benchmarks.rounds import in_turn
 from benchmarks.same import differences
@@ -185,4 +186,5 @@ SECTIONS: dict[str, Callable[..., list[Line]]] = {
     "zmumu-200": partial(zmumu, chunksize=10_000),
     "noop": noop,
     "histograms": histograms,
+    "environment": environment,
 }

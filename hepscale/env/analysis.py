@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Analysis", "Found", "Origin", "UsedDistribution", "UsedModule", "examine"]
 
+# our own computed imports are nothing that a user could do something about
+_OWN = "hepscale"
+
 Origin = Literal["standard", "installed", "local", "missing"]
 
 
@@ -186,6 +189,7 @@ def examine(
         known,
         tuple(one.distribution.name for one in taken if one.at_import),
         tuple(one.distribution.name for one in taken if not one.at_import),
+        resolution.excluded,
         frozenset(one.name.partition(".")[0] for one in walk.imports if one.origin == "standard"),
         tuple(sorted(walk.modules.values(), key=lambda one: one.name)),
     )
@@ -310,7 +314,8 @@ class _Walk:
 
     def _add(self, found: tuple[tuple[Import, ...], tuple[Note, ...]], package: str) -> None:
         self._waiting += [(one, package) for one in found[0]]
-        self.notes += found[1]
+        if package.partition(".")[0] != _OWN:
+            self.notes += found[1]
 
     def _note(self, one: Import, origin: Origin, provider: str = "") -> None:
         self.imports.append(Found(one.name, one.where, one.how, origin, provider))

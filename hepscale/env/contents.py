@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from conda_pack.core import PREFIX_PLACEHOLDER, rewrite_conda_meta, rewrite_shebang
+from conda_pack.core import PREFIX_PLACEHOLDER, rewrite_conda_meta
 
+import hepscale
 from hepscale.env import native
 from hepscale.errors import PackError
 
@@ -38,12 +39,14 @@ __all__ = [
     "size_bytes",
 ]
 
-Treatment = Literal[
-    "", "script", "record", "program", "interpreter", "text", "binary", "conda-meta"
-]
+Treatment = Literal["", "script", "record", "program", "text", "binary", "conda-meta"]
 
-# a file this much younger than its distribution's RECORD was edited since it was installed
-_INSTALL_NS = 2_000_000_000
+# how installers let a script find its Python: by its path, which may be too long or have a blank
+_PYTHON = rb"/(python[\d.]*t?)"
+_SHEBANG = re.compile(rb"\A#!\s*/\S*" + _PYTHON + rb"(?=\s)[ \t]*(.*)\n")
+_SHELL = re.compile(
+    rb"\A#!/bin/sh\n'''exec' \"?/[^\"\n]*" + _PYTHON + rb"\"? ?(.*) \"\$0\" \"\$@\"\n' '''\n"
+)
 
 
 class Relocation(NamedTuple):
@@ -71,19 +74,20 @@ class Entry:
         Its path below the prefix, with ``/``.
     source
         The file that it is made from; empty where `link` or `data` says it all.
-    sha256, installed_ns
-        What an installer noted of the source, as hex digits, and when: trusted as long as the
-        source is not younger.
+    sha256, recorded_bytes, installed_ns
+        What an installer noted of the source, its digest as hex digits and its size (0: it did
+        not), and when: trusted as long as the source has that size and is not younger.
     treat
         What is done to the source's bytes: nothing; "script" (a shebang that finds its interpreter
-        by PATH), "record" (a wheel's RECORD without what installing added), "interpreter"
-        (without the place where it was built), "program" (that too, and it finds its libraries in
-        ``lib/``), "text" and "binary" (conda's kinds of files that hold the prefix), "conda-meta"
-        (conda's record of a package, without where it came from).
+        by PATH), "record" (a wheel's RECORD without what installing added), "program" (it finds
+        its libraries in ``lib/``), "text" and "binary" (conda's kinds of files that hold the
+        prefix), "conda-meta" (conda's record of a package, without where it came from).
     prefix
         The place that `treat` looks for.
     placeholder
         What conda had in its stead.
+    private
+        Folders of this machine that the file names because it was built there, to no use.
     relink
         Whether it is a library that would not look for others in ``lib/``; see
         :func:`hepscale.env.native.rpath_patches`.
@@ -98,10 +102,12 @@ class Entry:
     target: str
     source: str = ""
     sha256: str = ""
+    recorded_bytes: int = 0
     installed_ns: int = 0
     treat: Treatment = ""
     prefix: str = ""
     placeholder: str = ""
+    private: tuple[str, ...] = ()
     relink: bool = False
     link: str = ""
     data: bytes = b""
@@ -121,7 +127,8 @@ def signature(entries: Iterable[Entry]) -> str:
     PackError
         A file is not there any more.
     """
-    total = hashlib.sha256()
+    # another release may treat the same file in another way
+    total = hashlib.sha256(hepscale.__version__.encode())
     for entry in entries:
         seen = ""
         if entry.source:
@@ -129,7 +136,7 @@ def signature(entries: Iterable[Entry]) -> str:
             seen = f"{found.st_size} {found.st_mtime_ns} {found.st_mode}"
         line = (
             f"{entry.target}\0{entry.source}\0{seen}\0{entry.treat}\0{entry.prefix}\0"
-            f"{entry.placeholder}\0{entry.relink}\0{entry.link}\0{entry.executable}\n"
+            f"{entry.placeholder}\0{entry.private}\0{entry.relink}\0{entry.link}\0{entry.executable}\n"
         )
         total.update(line.encode("utf-8", "surrogateescape"))
         total.update(entry.data)
@@ -147,7 +154,7 @@ def digest(entry: Entry) -> str:
     mode, code = "f", entry.sha256
     if entry.link:
         mode, code = "l", entry.link
-    elif not entry.source or entry.treat or entry.relink or not code or _edited(entry):
+    elif not entry.source or _is_changed(entry) or not code or _edited(entry):
         code = _hash(entry)
     if is_executable(entry):
         mode = "x"
@@ -186,14 +193,12 @@ def content(entry: Entry) -> Content:
         data = _relinked(entry, data)
     if entry.treat == "program":
         data = _with_rpath(data)
-    if entry.treat in {"interpreter", "program"}:
-        return Content(_neutral(data, entry.prefix))
-    if not entry.treat or not entry.prefix or entry.prefix.encode() not in data:
+    for place in entry.private:
+        data = _neutral(data, place)
+    if entry.treat == "script" and entry.target.startswith("bin/"):
+        data = _found_by_path(data, entry.prefix)
+    if not entry.prefix or entry.prefix.encode() not in data:
         return Content(data)
-    if entry.treat == "script":
-        data, fixed = rewrite_shebang(data, entry.target, entry.prefix)
-        if fixed:
-            return Content(data)
     placeholder = entry.placeholder or PREFIX_PLACEHOLDER
     if entry.treat == "binary":
         return _binary(entry, data, placeholder)
@@ -227,12 +232,19 @@ def _gone(path: str, error: OSError) -> PackError:
     )
 
 
+def _is_changed(entry: Entry) -> bool:
+    """Return whether other bytes are packed than the source has."""
+    return bool(entry.treat or entry.relink or entry.private)
+
+
 def _edited(entry: Entry) -> bool:
-    return _stat(entry.source).st_mtime_ns > entry.installed_ns + _INSTALL_NS
+    found = _stat(entry.source)
+    same = entry.recorded_bytes in {0, found.st_size}
+    return not same or found.st_mtime_ns > entry.installed_ns
 
 
 def _hash(entry: Entry) -> str:
-    if entry.source and not entry.treat and not entry.relink:
+    if entry.source and not _is_changed(entry):
         with open(entry.source, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     return hashlib.sha256(content(entry).data).hexdigest()
@@ -273,20 +285,33 @@ def _with_rpath(data: bytes) -> bytes:
         return copy.read_bytes()
 
 
-def _neutral(data: bytes, prefix: str) -> bytes:
-    """Replace the place where an interpreter was built by one of the same length or less."""
-    found = prefix.encode()
-    if not prefix or found not in data:
-        return data
-    other = b"/hepscale"[: len(found)]
-    if b"\0" not in data:
-        return data.replace(found, other)
+def _neutral(data: bytes, place: str) -> bytes:
+    """Replace a folder by one that says nothing; in a program by one of the same length.
 
-    def replace(match: re.Match[bytes]) -> bytes:
-        text = match.group()
-        return text.replace(found, other).ljust(len(text), b"\0")
+    The last part stays: linkers let other strings, the version say, share the end of this one.
+    """
+    found = os.fsencode(place)
+    above, slash, last = found.rpartition(b"/")
+    other = b"/hepscale"
+    if b"\0" in data:
+        other = other.ljust(len(above), b"/")[: len(above)]
+    return data.replace(found, other + slash + last)
 
-    return re.sub(re.escape(found) + rb"[^\0]*\0", replace, data)
+
+def _found_by_path(data: bytes, prefix: str) -> bytes:
+    """Let a script find its interpreter by PATH."""
+
+    def by_path(match: re.Match[bytes]) -> bytes:
+        name, options = match.groups()
+        return b"#!/usr/bin/env " + (b"-S %b %b" % (name, options) if options else name) + b"\n"
+
+    shebangs = [_SHEBANG, _SHELL]
+    if prefix:
+        within = re.escape(os.fsencode(prefix)) + rb"/bin/([^\s/]+)[ \t]*(.*)\n"
+        shebangs.append(re.compile(rb"\A#!\s*" + within))
+    for shebang in shebangs:
+        data = shebang.sub(by_path, data)
+    return data
 
 
 def _binary(entry: Entry, data: bytes, placeholder: str) -> Content:

@@ -45,7 +45,7 @@ class Environment:
     code
         The layer of local modules, if there are any.
     absent
-        Top-level modules that the full closure has and this environment has not.
+        Top-level modules that are installed here and that this environment does not have.
     whole
         Whether it came as one archive, which brings its own ``conda-unpack``.
     """
@@ -127,7 +127,7 @@ def build(
         for part, group, form, want in zip(planned.parts, groups, forms, wanted, strict=True)
     ]
     made, own = [one for one in found[:3] if one], found[3]
-    absent = _only_in_others(planned) if closure == "imports" else ()
+    absent = _left_out(planned, closure)
     spec = _spec(planned, groups, closure)
     digest = _digest(one.content for one in made)
     listed = [*made, own] if own else made
@@ -262,10 +262,12 @@ def _digest(parts: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def _only_in_others(planned: Plan) -> tuple[str, ...]:
-    """Return the top-level modules that the import-time closure lacks."""
+def _left_out(planned: Plan, closure: Closure) -> tuple[str, ...]:
+    """Return the top-level modules that are installed and not packed; not those unwanted."""
     need = planned.need
     known = need.index.distributions
-    there = {module for name in need.imported for module in known[name].modules}
-    there |= {module.name for module in need.modules}
-    return tuple(sorted({module for name in need.others for module in known[name].modules} - there))
+    packed = {*need.imported, *(need.others if closure == "full" else ())}
+    there = {module for name in packed for module in known[name].modules}
+    there |= {module.name for module in need.modules} | need.interpreter.stdlib_names
+    left = known.keys() - packed - {*need.excluded}
+    return tuple(sorted({module for name in left for module in known[name].modules} - there))

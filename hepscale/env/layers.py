@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import replace
@@ -21,18 +22,23 @@ if TYPE_CHECKING:
     from hepscale.env.interpreter import Interpreter
     from hepscale.env.local import LocalModule
 
-__all__ = ["code", "decoder", "interpreter", "libraries", "packages"]
+__all__ = ["code", "decoder", "has_zstd", "interpreter", "libraries", "packages", "private"]
 
 # parts of the standard library that no task needs, unless the analysis imports them
 _OPTIONAL = {
-    "test": ("test", "lib-dynload/_test"),
-    "idlelib": ("idlelib", "idlelib/"),
-    "tkinter": ("tkinter", "turtle.py", "turtledemo", "lib-dynload/_tkinter."),
+    "test": (
+        *("test/", "lib-dynload/_test", "lib-dynload/_ctypes_test.", "lib-dynload/_xxtestfuzz."),
+        "lib-dynload/xxlimited",
+    ),
+    "idlelib": ("idlelib/",),
+    "tkinter": ("tkinter/", "turtle.py", "turtledemo/", "lib-dynload/_tkinter."),
 }
 _BROUGHT_BY = {"turtle": "tkinter", "turtledemo": "tkinter", "_tkinter": "tkinter"}
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _NOT_LIBRARY = frozenset({"__pycache__", "site-packages", "dist-packages"})
 _ZSTD_IN_LIBRARY = (3, 14)
+# prefixes that say nothing of a machine, and that are not replaced in texts
+_PUBLIC = frozenset({"/usr", "/usr/local"})
 
 
 def interpreter(found: Interpreter, index: Index, imported: Collection[str]) -> list[Entry]:
@@ -85,28 +91,21 @@ def has_zstd(found: Interpreter, index: Index) -> bool:
 def _programs(found: Interpreter) -> list[Entry]:
     name = f"python{'.'.join(found.version.split('.')[:2])}"
     return [
-        Entry(
-            f"bin/{name}",
-            found.base_executable,
-            treat="program",
-            prefix=_private(found.base_prefix),
-        ),
+        Entry(f"bin/{name}", found.base_executable, treat="program", private=private(found)),
         Entry("bin/python3", link=name),
         Entry("bin/python", link=name),
     ]
 
 
 def _standard_library(found: Interpreter, imported: Collection[str]) -> Iterator[Entry]:
-    below = f"lib/python{'.'.join(found.version.split('.')[:2])}"
-    prefix = _private(found.base_prefix)
-    seen = set()
+    places = private(found)
     for root in dict.fromkeys((found.stdlib, found.platstdlib)):
+        # where this Python looks for it below any prefix: some look in lib64
+        below = "/".join(root.split("/")[-2:])
         for path in _walk(root):
             inner = os.path.relpath(path, root)
-            if inner in seen or _optional(inner, imported):
-                continue
-            seen.add(inner)
-            yield Entry(f"{below}/{inner}", path, treat="interpreter", prefix=prefix)
+            if not _optional(inner, imported):
+                yield Entry(f"{below}/{inner}", path, private=places)
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -126,14 +125,22 @@ def _optional(inner: str, imported: Collection[str]) -> bool:
     """Return whether a file of the standard library, by its path below it, is left out."""
     wanted = {_BROUGHT_BY.get(name, name) for name in imported}
     for name, parts in _OPTIONAL.items():
-        if inner.partition("/")[0] in parts or inner.startswith(parts[-1]):
+        if inner.startswith(parts):
             return name not in wanted
     return not _TEST_FOLDERS.isdisjoint(inner.split("/")[1:-1])
 
 
-def _private(prefix: str) -> str:
-    """Return a prefix that tells where somebody has installed Python, else nothing."""
-    return "" if prefix in {"/usr", "/usr/local"} else prefix
+def private(found: Interpreter) -> tuple[str, ...]:
+    """Return the folders of this machine that an interpreter names because it was built there."""
+    prefix = found.base_prefix
+    if prefix in _PUBLIC or found.conda:
+        return ()
+    places = [prefix]
+    for path in sorted(Path(found.stdlib).glob("_sysconfigdata*.py")):
+        built = re.search(r"'abs_builddir': '(/[^']+/[^']+)'", path.read_text(errors="replace"))
+        places += [built[1]] if built else []
+    home = os.path.expanduser("~")
+    return (*places, f"{home}/") if prefix.startswith(f"{home}/") else tuple(places)
 
 
 def _conda_python(index: Index) -> list[str]:
@@ -185,36 +192,38 @@ def _of(name: str, index: Index, found: Interpreter) -> Iterator[Entry]:
 
 
 def _installed(files: Sequence[InstalledFile], found: Interpreter) -> Iterator[Entry]:
-    record = next((one for one in files if one.target.endswith(".dist-info/RECORD")), None)
+    # a package may hold copies of others, with their records
+    records = [one for one in files if one.target.endswith(".dist-info/RECORD")]
+    record = min(records, key=lambda one: one.target.count("/"), default=None)
     installed_ns = 0
     if record is not None:
-        try:
+        with contextlib.suppress(OSError):
             installed_ns = Path(record.source).stat().st_mtime_ns
-        except OSError:
-            record = None
     for file in files:
-        entry = Entry(file.target, file.source, file.sha256, installed_ns)
         if file is record:
             yield Entry(file.target, file.source, treat="record")
         elif file.prefix_mode in {"text", "binary"}:
             mode = "text" if file.prefix_mode == "text" else "binary"
             if file.target.startswith("bin/") and mode == "text":
                 mode = "script"
-            yield _treated(file, mode, found.prefix)
+            yield _treated(file, mode, found)
         elif link := _kept_link(file.source, found.prefix):
             yield Entry(file.target, link=link)
-        elif file.target.startswith("bin/") or not file.sha256:
-            yield _treated(file, "script", found.prefix)
+        elif not file.sha256 or not file.target.startswith(f"{found.site_below}/"):
+            # nobody knows what it was, or programs and settings, which may hold the prefix
+            yield _treated(file, "script", found)
         else:
-            yield entry
+            yield Entry(file.target, file.source, file.sha256, file.size_bytes, installed_ns)
 
 
-def _treated(file: InstalledFile, treat: str, prefix: str) -> Entry:
+def _treated(file: InstalledFile, treat: str, found: Interpreter) -> Entry:
+    prefixes = (found.prefix, found.base_prefix)
+    prefix = next((one for one in prefixes if file.source.startswith(f"{one}/")), found.prefix)
     return Entry(
         file.target,
         file.source,
         treat=treat,  # type: ignore[arg-type]
-        prefix=prefix,
+        prefix="" if prefix in _PUBLIC and not file.placeholder else prefix,
         placeholder=file.placeholder,
     )
 
@@ -230,7 +239,10 @@ def _kept_link(source: str, prefix: str) -> str:
 
 
 def libraries(
-    entries: Sequence[Entry], beside: Sequence[Entry] = (), cache: Path | None = None
+    entries: Sequence[Entry],
+    beside: Sequence[Entry] = (),
+    cache: Path | None = None,
+    places: tuple[str, ...] = (),
 ) -> tuple[list[Entry], native.Native]:
     """Add the shared libraries that these files need and that neither they nor glibc give.
 
@@ -242,6 +254,8 @@ def libraries(
         The files of the layers below it, with their libraries.
     cache
         Where to keep what was read.
+    places
+        Folders of this machine that the libraries must not name.
 
     Returns
     -------
@@ -260,7 +274,8 @@ def libraries(
             continue
         # under two names a process would load it twice
         first = names.setdefault(path, soname)
-        added.append(Entry(target, link=first) if first != soname else Entry(target, path))
+        link = first if first != soname else ""
+        added.append(Entry(target, link=link) if link else Entry(target, path, private=places))
     relink = frozenset(needed.relink)
     return [
         replace(entry, relink=True) if entry.source in relink else entry

@@ -73,7 +73,7 @@ class _Compressor(Protocol):
 
 
 def write_layer(
-    kind: str,
+    name: str,
     entries: Iterable[Entry],
     target: Path,
     form: str,
@@ -83,8 +83,8 @@ def write_layer(
 
     Parameters
     ----------
-    kind
-        Names the list of relocations that the layer brings along.
+    name
+        Tells the list of relocations that the layer brings along from those of other layers.
     entries
         The files.
     target
@@ -103,7 +103,7 @@ def write_layer(
         relocations = _fill(archive, entries, tell)
         if relocations:
             listed = json.dumps(relocations, indent=0).encode()
-            archive.add_bytes("", listed, f"{OWN_FOLDER}/relocate-{kind}.json")
+            archive.add_bytes("", listed, f"{OWN_FOLDER}/relocate-{name}.json")
     return archive.written(relocations)
 
 

@@ -32,6 +32,8 @@ class Need:
         Which Python, and what is installed for it.
     imported, others
         Distributions that are imported at import time, and those that the full closure adds.
+    excluded
+        Distributions that the user does not want.
     standard
         Top-level modules of the standard library that the analysis imports.
     modules
@@ -42,6 +44,7 @@ class Need:
     index: Index
     imported: tuple[str, ...]
     others: tuple[str, ...]
+    excluded: tuple[str, ...]
     standard: frozenset[str]
     modules: tuple[LocalModule, ...]
 
@@ -97,7 +100,7 @@ _MOST_FOUND = 4
 
 def plan(need: Need, cache: Path | None = None) -> Plan:
     """Find the files of an environment; `cache` is a folder for what was learnt of them."""
-    hidden = frozenset(module.name for module in need.modules)
+    hidden = frozenset(module.name for module in need.modules if not _is_namespace(module))
     key = (need.interpreter, need.imported, need.others, need.standard, hidden, _state(need))
     installed = _found.get(key)
     if installed is None:
@@ -106,6 +109,12 @@ def plan(need: Need, cache: Path | None = None) -> Plan:
         installed = _found[key] = _plan_installed(need, hidden, cache)
     code = Part("code", "local modules", {one.name: layers.code([one]) for one in need.modules})
     return Plan(need, (*installed.parts, code), installed.glibc, installed.unfound)
+
+
+def _is_namespace(module: LocalModule) -> bool:
+    """Return whether a local package leaves room for installed ones of the same name."""
+    tops = (f"{module.name}/__init__.", f"{module.name}.")
+    return not any(below.startswith(tops) for below, _ in module.files)
 
 
 def _state(need: Need) -> tuple[int, ...]:
@@ -123,7 +132,9 @@ def _mtime_ns(info: str) -> int:
 
 def _plan_installed(need: Need, hidden: frozenset[str], cache: Path | None) -> _Installed:
     found, index = need.interpreter, need.index
-    base, _ = layers.libraries(layers.interpreter(found, index, need.standard), cache=cache)
+    places = layers.private(found)
+    base = layers.interpreter(found, index, need.standard)
+    base, _ = layers.libraries(base, cache=cache, places=places)
     taken = {entry.target for entry in base}
     parts = [Part("interpreter", "Python", {"python": base})]
     below, glibc = base, ""
@@ -137,7 +148,7 @@ def _plan_installed(need: Need, hidden: frozenset[str], cache: Path | None) -> _
                     owners[entry.target] = name
                     entries.append(entry)
             taken.update(owners)
-        entries, native = layers.libraries(entries, below, cache)
+        entries, native = layers.libraries(entries, below, cache, places)
         group: dict[str, list[Entry]] = {}
         for entry in entries:
             group.setdefault(owners.get(entry.target, "shared libraries"), []).append(entry)

@@ -50,6 +50,7 @@ def at_import(
     cache: Path | None = None,
     *,
     requires: Callable[[str], Iterable[str]] = _nothing,
+    declared: Collection[str] | None = None,
     plugins: Collection[Plugin] = (),
     exclude: Collection[str] = (),
 ) -> dict[str, Reached]:
@@ -57,9 +58,9 @@ def at_import(
 
     Imports at the level of a module or class count, guarded ones too if they are installed, those
     under ``if TYPE_CHECKING`` do not. Imports inside functions count if the distribution that they
-    lead to is reached anyway or has at most 5 MB: there a miss costs more than the room. A
-    distribution with a module that cannot be read, because it is compiled, counts with all that it
-    requires.
+    lead to is reached anyway, or is `declared` and has at most 5 MB: there a miss costs more than
+    the room. A distribution with a module that cannot be read, because it is compiled, counts with
+    all that it requires.
 
     Parameters
     ----------
@@ -71,6 +72,8 @@ def at_import(
         A folder for what has been found in distributions. One that cannot be used is no error.
     requires
         Returns the distributions that one requires.
+    declared
+        Distributions that something requires; None: all.
     plugins
         Those of a host that is reached are reached.
     exclude
@@ -81,7 +84,8 @@ def at_import(
     dict
         For each distribution what led to it.
     """
-    walk = _Walk(index, Known(index, cache), requires, frozenset(exclude))
+    small = index.distributions if declared is None else declared
+    walk = _Walk(index, Known(index, cache), requires, small, frozenset(exclude))
     with _no_garbage_collection():
         for module in modules:
             walk.add(module, "")
@@ -116,12 +120,14 @@ class _Walk:
         index: Index,
         books: Known,
         requires: Callable[[str], Iterable[str]],
+        declared: Collection[str],
         exclude: frozenset[str],
     ) -> None:
         self.taken: dict[str, Reached] = {}
         self.books = books
         self._index = index
         self._requires = requires
+        self._declared = declared
         self._exclude = exclude
         self._waiting: deque[tuple[str, str]] = deque()
         self._seen: set[str] = set()
@@ -172,7 +178,8 @@ class _Walk:
             return False
         if not self._functions or distribution in self.taken:
             return True
-        return self._index.distributions[distribution].size_bytes <= SMALL_BYTES
+        small = self._index.distributions[distribution].size_bytes <= SMALL_BYTES
+        return small and distribution in self._declared
 
     def _visit(self, name: str, owner: str, by: str) -> None:
         facts = self.books.facts(name, owner)

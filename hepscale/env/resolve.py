@@ -81,10 +81,11 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What an analysis needs of what is installed; both sorted by name."""
+    """What an analysis needs of what is installed, and what was excluded; sorted by name."""
 
     taken: tuple[Taken, ...]
     missing: tuple[Missing, ...]
+    excluded: tuple[str, ...] = ()
 
 
 def resolve(
@@ -135,6 +136,7 @@ def resolve(
             index,
             None if cache is None else cache / "reach",
             requires=closure.required_by,
+            declared=frozenset(closure.taken),
             plugins=[plugin for plugin, _ in closure.plugins],
             exclude=closure.excluded,
         )
@@ -151,6 +153,7 @@ def resolve(
             for name in sorted(closure.taken)
         ),
         tuple(closure.missing[name] for name in sorted(closure.missing)),
+        tuple(sorted(closure.excluded)),
     )
 
 
@@ -249,12 +252,7 @@ class _Closure:
 
     def take_reached(self, name: str, by: reach.Reached) -> None:
         """Take what is imported, declared or not."""
-        if name in self.taken:
-            return
-        if by.lazy:
-            # An optional feature of something: what it requires beyond what it imports may wait.
-            self.taken[name] = {f"imported by a function of {by.module}": None}
-        else:
+        if name not in self.taken:
             self._take(name, f"imported by {by.module}")
 
     def grow(self) -> None:

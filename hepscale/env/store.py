@@ -96,8 +96,9 @@ class Store:
             if path.stat().st_size != found["size_bytes"]:
                 return None
             relocations = tuple(Relocation(*one) for one in found["relocations"])
-            with contextlib.suppress(OSError):
-                os.utime(about)
+            for used in (about, path):
+                with contextlib.suppress(OSError):
+                    os.utime(used)
             return Layer(
                 kind,
                 content,
@@ -131,7 +132,7 @@ class Store:
             if found is not None:
                 return found
             path = self.folder / "layers" / f"{kind}-{content}.{form}"
-            written = pack.write_layer(kind, entries, path, form, tell)
+            written = pack.write_layer(f"{kind}-{content[:12]}", entries, path, form, tell)
             self._save(self._about(kind, content), {"name": path.name, **asdict(written)})
         made = self.layer(kind, content)
         if made is None:
@@ -215,7 +216,8 @@ class Store:
             else:
                 freed += _remove(self.folder / "environments" / f"{digest}.json")
                 removed += 1
-        for path in (self.folder / "layers").glob("[!.]*"):
+        # also what a killed process has begun, whose name begins with a dot
+        for path in (self.folder / "layers").glob("*"):
             if path.name.partition(".")[0] not in kept and _is_settled(path):
                 freed += _remove(path)
         if not kept:
@@ -245,14 +247,18 @@ class Store:
             os.close(descriptor)
 
     def _save(self, path: Path, value: dict[str, Any]) -> None:
+        begun: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
                 "w", encoding="utf-8", dir=path.parent, prefix=".", delete=False
             ) as stream:
+                begun = Path(stream.name)
                 json.dump(value, stream)
-            Path(stream.name).replace(path)
+            begun = begun.replace(path)
         except OSError as error:
+            if begun is not None:
+                begun.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> PackError:
@@ -298,5 +304,6 @@ def _remove(path: Path) -> int:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
     return size

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from hepscale.env.environment import Environment
@@ -28,8 +28,8 @@ class Job:
     environment
         What tasks run in; None: what this process runs in.
     widen
-        Returns the environment that holds everything, where `environment` holds only what is
-        imported for certain; None where there is no other.
+        Returns an environment that has these modules too, which a task has missed; None where
+        there is no other.
     sources
         From the files below `code` to the user's own.
     merge
@@ -61,7 +61,7 @@ class Job:
     retries: int
     compression: int
     environment: Environment | None = None
-    widen: Callable[[], Environment] | None = None
+    widen: Callable[[Sequence[str]], Environment] | None = None
 
 
 class Observer(Protocol):

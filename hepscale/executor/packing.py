@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from hepscale.executor.task import Notice
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from hepscale.env.analysis import Analysis
     from hepscale.env.environment import Environment
@@ -26,6 +25,7 @@ __all__ = ["RunEnvironment", "Wanted", "pack"]
 
 PACKED = "packed"
 _MOST_NOTICES = 3
+_WORTH_TELLING_BYTES = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class RunEnvironment:
     environment
         None: what this process runs in.
     widen
-        Returns the one with all packages, where `environment` has only some.
+        Returns one that has these modules too.
     modules
         Local modules that the notebook imports, beside those that the pickle refers to.
     """
 
     environment: Environment | None = None
-    widen: Callable[[], Environment] | None = None
+    widen: Callable[[Sequence[str]], Environment] | None = None
     modules: tuple[str, ...] = ()
 
 
@@ -102,29 +102,66 @@ def pack(
         for code in printed.codes
         for name in dict.fromkeys(local.imported(code))
     ]
-    found = api.analyze(extra_packages=wanted.extra, exclude_packages=wanted.exclude, roots=roots)
+    packer = _Packer(wanted, roots, observer)
+    found = packer.analysis
     _tell_missing(found, observer)
-    planned = api.planned(found)
-    store = api.store()
-    say = _Sayer(observer)
-    build = partial(environment.build, planned, store, tell=say)
-    made = build(wanted.closure)
-    store.prune(load_settings().keep_environments, load_settings().cache_dir / "unpacked")
-    widen = partial(build, "full") if made.absent else None
-    return RunEnvironment(made, widen, tuple(one.name for one in found.modules))
+    return RunEnvironment(packer.begin(), packer.widen, tuple(one.name for one in found.modules))
+
+
+class _Packer:
+    """Packs an environment, and again with what was missed in it."""
+
+    def __init__(self, wanted: Wanted, roots: list[Import], observer: Observer) -> None:
+        self._wanted = wanted
+        self._roots = roots
+        self._store = api.store()
+        self._tell = _Sayer(observer)
+        self.analysis = self._analyze(())
+        self._missed: list[str] = []
+        self._name = ""
+
+    def begin(self) -> Environment:
+        """Pack what was seen in advance, and what earlier runs of the same have missed."""
+        made = self._build(self.analysis, self._wanted.closure)
+        self._name = f"missed-{made.digest}"
+        self._missed = self._store.recall(self._name) or []
+        if self._missed:
+            try:
+                made = self._build(self._analyze(self._missed), self._wanted.closure)
+            except ConfigError:
+                # it is not installed any more
+                self._missed = []
+        settings = load_settings()
+        self._store.prune(settings.keep_environments, settings.cache_dir / "unpacked")
+        return made
+
+    def widen(self, missed: Sequence[str]) -> Environment:
+        """Pack all that is required, and what was missed."""
+        self._missed = [*dict.fromkeys((*self._missed, *missed))]
+        self._store.remember(self._name, self._missed)
+        return self._build(self._analyze(self._missed), "full")
+
+    def _analyze(self, missed: Sequence[str]) -> Analysis:
+        extra = (*self._wanted.extra, *missed)
+        return api.analyze(
+            extra_packages=extra, exclude_packages=self._wanted.exclude, roots=self._roots
+        )
+
+    def _build(self, found: Analysis, closure: environment.Closure) -> Environment:
+        return environment.build(api.planned(found), self._store, closure, self._tell)
 
 
 class _Sayer:
-    """Says once of each layer that it is being packed."""
+    """Says once of each layer that it is being packed, if that takes a moment."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._told: set[str] = set()
 
     def __call__(self, label: str, _done: int, total: int) -> None:
-        if label not in self._told:
+        if total > _WORTH_TELLING_BYTES and label not in self._told:
             self._told.add(label)
-            size = f"{total / 1e6:.0f} MB" if total > 1e6 else f"{total / 1e3:.0f} kB"
+            size = f"{total / 1e6:.0f} MB"
             self._observer.see(Notice(f"Packing {label} for the workers: {size}, once."))
         self._observer.tick()
 

@@ -192,17 +192,18 @@ class Run:
             self._observe(event)
 
     def _widen(self, running: Running) -> None:
-        """Give the tasks that follow all packages, because one that was left out is imported."""
+        """Give the tasks that follow what this one has missed in its environment."""
         job = self._job
-        absent = running.done["missing"] if running.done and "missing" in running.done else ()
-        if absent and job.widen is not None and running.task.environment is job.environment:
+        missed = running.done.get("missing", ()) if running.done else ()
+        if missed and job.widen is not None and running.task.environment is job.environment:
+            names = " and ".join(missed)
             self._observe(
                 Notice(
-                    f"{' and '.join(absent)}: imported, but not seen in advance. All packages are "
-                    'sent now and the task is run again; closure="full" sends them at once.'
+                    f"{names}: imported in a way that is not seen in advance. It is packed now, "
+                    "and the next time at once; what missed it is run again."
                 )
             )
-            self._job = replace(job, environment=job.widen(), widen=None)
+            self._job = replace(job, environment=job.widen(missed))
 
     def _learn(self, running: Running, stream_s: float) -> None:
         overhead_s = running.age_s - running.spent_s - stream_s

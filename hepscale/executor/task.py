@@ -192,10 +192,14 @@ class WorkerJoined:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker went away; each of its tasks is reported as lost too."""
+    """A worker went away; each of its tasks is reported as lost too.
+
+    ``sent_away``: the engine itself ended it, and nothing was lost.
+    """
 
     worker_id: str
     reason: str = ""
+    sent_away: bool = False
 
 
 EngineEvent: TypeAlias = FrameBytes | TaskEnded | WorkerJoined | WorkerLost

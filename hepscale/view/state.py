@@ -313,7 +313,7 @@ def _worker_joined(state: RunState, event: WorkerJoined) -> None:
 
 def _worker_lost(state: RunState, event: WorkerLost) -> None:
     if state.workers.pop(event.worker_id, None) is not None:
-        state.workers_lost += 1
+        state.workers_lost += not event.sent_away
 
 
 def _notice(state: RunState, event: Notice) -> None:

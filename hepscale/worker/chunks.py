@@ -234,10 +234,8 @@ def run_task(folder: str) -> None:
         spec = json.load(stream)
     emitter = _Emitter(os.path.join(folder, "frames"), spec)
     emitter.emit(Kind.HELLO, pid=os.getpid(), python=sys.version.split()[0])
-    stopped, clock = "", dict[str, float]()
     absent.enter_task()
-    if not absent.missed():
-        stopped, clock = _work(spec, folder, emitter)
+    stopped, clock = _work(spec, folder, emitter)
     _note_modules(folder, set(sys.modules) - before)
     told: dict[str, Any] = {"stopped": stopped}
     if missing := absent.missed():

@@ -259,7 +259,7 @@ take_lock() {
         # only one of those who see this can make the folder; it is the next owner
         if [ "$orphaned" -ge 10 ] && mkdir "$lock/after-$owner" 2>/dev/null; then break; fi
         # unless it died at once
-        [ "$orphaned" -lt 200 ] || rm -rf "$lock"
+        [ "$orphaned" -lt 100 ] || rm -rf "$lock"
         if [ "$(($(date +%s) - begun_s))" -gt "$patience_s" ]; then
             lock=''
             return
@@ -328,6 +328,7 @@ check_layers
 said=$(LC_ALL=C mkdir -p "$store" 2>&1) || cannot_write "$said"
 sweep
 take_lock "$@"
+start_if_ready "$@"
 unpack_interpreter
 check_python
 exec "$new/bin/python3" -I -S "$worker/unpack.py" "$environment" "$layers" "$store" "$worker" \

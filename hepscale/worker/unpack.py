@@ -1,9 +1,9 @@
 """Finish what ``stage0.sh`` has begun: verify, unpack, relocate, publish; then start the worker.
 
 ``python3 -I -S unpack.py ENVIRONMENT LAYERS STORE WORKER NEW LOCK [ARG ...]``: run by the Python
-that ``stage0.sh`` has unpacked into the folder NEW, with the lock that it holds ("" if none). Its own
-files may be renamed or removed while it runs, so what it needs is imported first; that this works is
-tried by running it without arguments. The exit codes are those of ``stage0.sh``.
+that ``stage0.sh`` has unpacked into the folder NEW, with the lock that it holds ("" if none). Its
+own files may be renamed or removed while it runs, so what it needs is imported first; that this
+works is tried by running it without arguments. The exit codes are those of ``stage0.sh``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ FORMAT = "1"
 READY = ".hepscale-ready"
 _DAMAGED, _NO_ROOM, _NOT_WRITTEN = 81, 82, 83
 _NO_TOOL, _NO_PYTHON, _NOT_UNDERSTOOD, _TOO_LONG = 86, 87, 88, 89
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES, _PIECE_BYTES, _READ_AHEAD = 1 << 20, 1 << 17, 4
 _OTHER_VERSION = (
     "it was packed by another version of HepScale, or changed on its way",
     "submit the tasks again, with one version of HepScale on both sides",
@@ -157,6 +158,28 @@ def _blocks(path: str) -> Iterator[bytes]:
             yield block
 
 
+def _hashed(path: str, digest: hashlib._Hash) -> Iterator[bytes]:
+    """Yield the blocks of a file, which a thread of its own reads and hashes meanwhile."""
+    waiting: queue.Queue[bytes | UnpackError] = queue.Queue(_READ_AHEAD)
+
+    def read() -> None:
+        try:
+            for block in _blocks(path):
+                waiting.put(block)
+                digest.update(block)
+            waiting.put(b"")
+        except UnpackError as error:
+            waiting.put(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while block := waiting.get():
+        if isinstance(block, UnpackError):
+            raise block
+        yield block
+    reader.join()
+
+
 def _verify(layer: Layer, digest: str) -> None:
     if digest != layer.sha256:
         expected = f"its digest is {digest[:12]}..., not {layer.sha256[:12]}..."
@@ -188,7 +211,7 @@ class _Decoder:
         while block or not (self._frame.eof or self._frame.needs_input):
             if self._frame.eof:
                 self._frame = self._new()
-            yield self._frame.decompress(block, _BLOCK_BYTES)
+            yield self._frame.decompress(block, _PIECE_BYTES)
             block = self._frame.unused_data if self._frame.eof else b""
 
     @property
@@ -202,8 +225,7 @@ def _unpack(layer: Layer, prefix: str, store: str) -> None:
     trouble, feeding = "", True
     with _tar(prefix) as (tar, said):
         assert tar.stdin is not None
-        for block in _blocks(layer.path):
-            digest.update(block)
+        for block in _hashed(layer.path, digest):
             # if unpacking fails, the digest says whose fault it is
             if feeding and not trouble:
                 try:

@@ -18,11 +18,14 @@ from pathlib import Path
 
 import pytest
 
+import hepscale
 import hepscale.worker
 from hepscale.worker.frames import FrameReader, Kind
 
 FOLDER = Path(hepscale.worker.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
+# what reads layers: it is in the packed interpreter, which brings it along
+DECODER = {"unpack": {"backports", "compression"}}
 
 
 def imports(path):
@@ -42,9 +45,14 @@ def imports(path):
 def test_it_imports_the_standard_library_and_siblings(name):
     for module in imports(FOLDER / f"{name}.py"):
         if module.startswith("."):
-            assert module[1:] in MODULES
+            assert module[1:] in {*MODULES, *hepscale.worker.__all__}
         else:
-            assert module.partition(".")[0] in sys.stdlib_module_names
+            allowed = sys.stdlib_module_names | DECODER.get(name, set())
+            assert module.partition(".")[0] in allowed
+
+
+def test_its_version_is_that_of_the_manager():
+    assert hepscale.__version__ == hepscale.worker.VERSION
 
 
 def test_the_check_sees_what_it_should(tmp_path):
@@ -68,6 +76,7 @@ class Server:
             "idle_s": 60,
             "preload": ["fractions", "no_such_module"],
             "sys_path": [],
+            "known": ["left_out"],
         }
         command = [sys.executable, "-I", "-S", str(worker), str(settings)]
         path = [os.path.dirname(os.__file__), os.path.dirname(os.__file__) + "/lib-dynload"]
@@ -154,7 +163,12 @@ def payload_of(function):
 
 
 def test_frames_of_a_task(server):
-    assert server.event()["ev"] == "ready"
+    ready = server.event()
+    assert ready["ev"] == "ready"
+    assert ready["hepscale"] == hepscale.__version__
+    assert ready["python"] == sys.version.split()[0]
+    assert ready["glibc"] == os.confstr("CS_GNU_LIBC_VERSION").split()[1]
+    assert ready["prefix"] == sys.base_prefix
     work = [(f"key-{n}", n, n) for n in (9, 16, 25)]
     payload = payload_of(float)
     ended, frames = server.run("floats", payload, work[:1])
@@ -186,6 +200,14 @@ def test_no_installed_package_is_found_there(server):
     _, frames = server.run("import", payload, [("numpy", 1, "numpy")])
     (failed,) = [one for one in frames if one.kind is Kind.FAILED]
     assert failed.meta["exceptions"][0]["type"] == "ModuleNotFoundError"
+
+
+def test_a_module_that_was_left_out_ends_the_task(server):
+    payload = payload_of(__import__)
+    ended, frames = server.run("absent", payload, [("a", 1, "left_out"), ("b", 1, "json")])
+    assert ended["status"] == "done"
+    assert [one.kind for one in frames] == [Kind.HELLO, Kind.BEGIN, Kind.DONE]
+    assert (frames[2].meta["stopped"], frames[2].meta["missing"]) == ("absent", ["left_out"])
 
 
 def test_a_task_that_cannot_be_loaded_says_so(server):

@@ -197,7 +197,8 @@ class LocalEngine:
     def _move(self, environment: Environment | None) -> None:
         """Go on in another environment."""
         assert self._server is not None
-        self._events.append(WorkerLost(self._worker, "its tasks want another environment"))
+        reason = "its tasks want another environment"
+        self._events.append(WorkerLost(self._worker, reason, sent_away=True))
         waiting, self._waiting = self._waiting, deque()
         self.close()
         self._environment = environment

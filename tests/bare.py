@@ -1,0 +1,89 @@
+"""Machines without Python, made here: a Debian minbase chroot, and this machine with holes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import hepscale
+from hepscale.config import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORKER = Path(hepscale.__file__).parent / "worker"
+
+
+def minbase() -> Path:
+    """Return a folder with Debian's minbase, made once and kept in the user's cache."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a chroot")
+    if shutil.which("debootstrap") is None:
+        pytest.skip("debootstrap is not installed: apt-get install debootstrap")
+    release = Path("/etc/os-release").read_text()
+    suite = next(line for line in release.splitlines() if line.startswith("VERSION_CODENAME="))
+    suite = suite.partition("=")[2].strip('"')
+    kept = Path.home() / ".cache" / "hepscale-tests" / f"minbase-{suite}"
+    if not kept.exists():
+        # from where apt itself has its packages
+        command = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
+        sites = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        begun = kept.with_name(f".{kept.name}-{os.getpid()}")
+        begun.mkdir(parents=True)
+        command = ["debootstrap", "--variant=minbase", suite, str(begun), sites.split()[0]]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        begun.rename(kept)
+    return kept
+
+
+@contextmanager
+def chroot(folder: Path, *shared: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the command that runs others in a minbase, which shares some folders with us."""
+    base = minbase()
+    root, work = folder / "root", folder / "work"
+    for one in (root, work, folder / "changes"):
+        one.mkdir(parents=True)
+    layers = f"lowerdir={base},upperdir={folder / 'changes'},workdir={work}"
+    seen = (Path("/proc"), Path("/dev"), WORKER, *shared)
+    mounts = [
+        ["-t", "overlay", "overlay", "-o", layers, str(root)],
+        *(["--bind", str(one), f"{root}{one}"] for one in seen),
+    ]
+    try:
+        for mount in mounts:
+            Path(mount[-1]).mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", *mount], check=True)
+        assert not list(root.glob("usr/bin/python*"))
+        yield ("chroot", str(root))
+    finally:
+        for mount in reversed(mounts):
+            subprocess.run(["umount", "--lazy", mount[-1]], check=False, stderr=subprocess.DEVNULL)
+
+
+def without(*hidden: Path) -> tuple[str, ...]:
+    """Return the command that runs others where these folders are empty.
+
+    The worker's own files stay, wherever they lie.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    keep = load_settings().scratch_dir / "worker-kept"
+    keep.mkdir(exist_ok=True)
+    script = [f"mount --bind '{WORKER}' '{keep}'"]
+    script += [f"mount -t tmpfs none '{one}'" for one in hidden]
+    script += [f"mkdir -p '{WORKER}'", f"mount --bind '{keep}' '{WORKER}'", 'exec "$@"']
+    return ("unshare", "--mount", "sh", "-ec", "; ".join(script), "sh")
+
+
+def ours() -> list[Path]:
+    """Return the folders in which Python and its packages lie here, and the user's own."""
+    found = {Path.home(), Path(sys.prefix), Path(sys.base_prefix)}
+    # the system's own Python cannot be hidden without the rest of the system
+    return sorted(one for one in found if one not in {Path("/usr"), Path("/usr/local")})
