@@ -86,4 +86,5 @@ def ours() -> list[Path]:
     """Return the folders in which Python and its packages lie here, and the user's own."""
     found = {Path.home(), Path(sys.prefix), Path(sys.base_prefix)}
     # the system's own Python cannot be hidden without the rest of the system
-    return sorted(one for one in found if one not in {Path("/usr"), Path("/usr/local")})
+    found -= {Path("/usr"), Path("/usr/local")}
+    return sorted(one for one in found if not found & {*one.parents})

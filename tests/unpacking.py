@@ -149,7 +149,7 @@ class Place:
         self.bin = self.folder / "bin"
         for one in (self.layers, self.worker, self.bin):
             one.mkdir(parents=True)
-        for name in ("stage0.sh", "unpack.py", "relocate.py"):
+        for name in ("stage0.sh", "unpack.py", "relocate.py", "decode.py"):
             shutil.copy(FOLDER / name, self.worker)
         (self.worker / "__main__.py").write_text(TELLS)
         self.facts = {

@@ -1,5 +1,7 @@
 """``python -I FOLDER SETTINGS``: start the forkserver whose settings are the JSON file SETTINGS.
 
+``python -I FOLDER -- COMMAND ...``: run a command instead, in the environment of this Python.
+
 The folder becomes the package ``hepscale_worker``, wherever it was unpacked: the analysis may
 bring a ``hepscale`` of its own, and its modules must not meet ours under their plain names.
 """
@@ -27,5 +29,7 @@ def _load_package() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--":
+        os.execvp(sys.argv[2], sys.argv[2:])
     _load_package()
     importlib.import_module("hepscale_worker.forkserver").main(sys.argv[1])

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,8 @@ class Environment(NamedTuple):
 
     digest: str
     layers: tuple[Layer, ...]
-    relocated: int
+    # None: its own conda-unpack knows
+    relocated: int | None
     text: str
 
 
@@ -114,20 +115,27 @@ def read_environment(path: str, layers: str) -> Environment:
                 found.append(Layer(kind, sha256, os.path.join(layers, name)))
             facts[key] = value
         if facts["hepscale-environment"] == FORMAT:
-            return Environment(facts["digest"], tuple(found), int(facts["relocate"]), text)
+            count = None if facts["relocate"] == "conda-unpack" else int(facts["relocate"])
+            return Environment(facts["digest"], tuple(found), count, text)
         wrong = f"its format is {facts['hepscale-environment']}"
     except (OSError, ValueError, KeyError) as error:
         wrong = f"{type(error).__name__}: {error}"
     raise UnpackError(_NOT_UNDERSTOOD, f"{path} does not describe an environment.", wrong)
 
 
-def _relocate(prefix: str, final: str, count: int) -> None:
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "relocate.py")
-    spec = importlib.util.spec_from_file_location("hepscale_relocate", path)
+def _sibling(name: str) -> Any:
+    """Return the module beside this file: it runs alone, so there is no package."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"hepscale_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def _relocate(prefix: str, final: str, count: int | None) -> None:
+    module = _sibling("relocate")
     try:
         module.relocate(prefix, final, count)
     except module.PrefixTooLong as error:
@@ -190,38 +198,14 @@ def _damaged(path: str, what: str) -> UnpackError:
     return UnpackError(_DAMAGED, f"A layer of the environment is damaged: {what}.", path, path)
 
 
-class _Decoder:
-    """Turns the blocks of a ``.zst`` file into pieces of bounded size."""
-
-    def __init__(self, prefix: str) -> None:
-        sys.path.append(os.path.join(prefix, "hepscale"))
-        try:
-            if sys.version_info >= (3, 14):
-                from compression import zstd
-            else:
-                from backports import zstd
-        except ImportError as error:
-            fact = "The unpacked Python cannot read the environment's packages."
-            raise UnpackError(_NO_PYTHON, fact, str(error)) from None
-        self.error: type[Exception] = zstd.ZstdError
-        self._new = zstd.ZstdDecompressor
-        self._frame = self._new()
-
-    def pieces(self, block: bytes) -> Iterator[bytes]:
-        while block or not (self._frame.eof or self._frame.needs_input):
-            if self._frame.eof:
-                self._frame = self._new()
-            yield self._frame.decompress(block, _PIECE_BYTES)
-            block = self._frame.unused_data if self._frame.eof else b""
-
-    @property
-    def is_whole(self) -> bool:
-        return self._frame.eof
-
-
 def _unpack(layer: Layer, prefix: str, store: str) -> None:
     """Hash, decode and unpack a layer in one reading."""
-    digest, decoder = hashlib.sha256(), _Decoder(prefix)
+    digest = hashlib.sha256()
+    try:
+        decoder = _sibling("decode").decoder(layer.path, prefix)
+    except ImportError as error:
+        fact = "The unpacked Python cannot read the environment's packages."
+        raise UnpackError(_NO_PYTHON, fact, str(error)) from None
     trouble, feeding = "", True
     with _tar(prefix) as (tar, said):
         assert tar.stdin is not None
@@ -319,7 +303,7 @@ def _fill(environment: Environment, new: str, store: str) -> None:
     for layer in environment.layers:
         if layer.kind == "packages":
             _unpack(layer, new, store)
-    if environment.relocated:
+    if environment.relocated != 0:
         _relocate(new, os.path.join(store, environment.digest), environment.relocated)
     with open(os.path.join(new, READY), "w", encoding="utf-8", errors="surrogateescape") as stream:
         stream.write(environment.text)

@@ -428,7 +428,7 @@ PREFIXES = Path(conda_pack.prefixes.__file__).read_bytes()
 
 def relocatable(records, **files):
     inside = {
-        "hepscale/relocate.json": json.dumps(records).encode(),
+        "hepscale/relocate-packages.json": json.dumps(records).encode(),
         "hepscale/prefixes.py": PREFIXES,
     }
     return unpacking.packages({**inside, **{f"bin/{name}": data for name, data in files.items()}})
@@ -477,7 +477,7 @@ def test_prefix_that_is_too_long(plain):
 
 def test_layers_that_do_not_belong_together(plain):
     plain.write(relocate="1")
-    plain.refused(88, "The layers do not belong to this environment.", "relocate.json")
+    plain.refused(88, "The layers do not belong to this environment.", "hepscale")
 
 
 @pytest.fixture
@@ -485,7 +485,7 @@ def prefix(tmp_path):
     """An unpacked prefix with one file to be relocated."""
     (tmp_path / "hepscale").mkdir()
     (tmp_path / "hepscale" / "prefixes.py").write_bytes(PREFIXES)
-    (tmp_path / "hepscale" / "relocate.json").write_text(json.dumps([["x", "/old", "text"]]))
+    (tmp_path / "hepscale" / "relocate-packages.json").write_text(json.dumps([["x", "/old", "text"]]))
     (tmp_path / "x").write_text("/old/lib")
     return tmp_path
 
@@ -508,7 +508,7 @@ def test_relocated_files_keep_their_mode(prefix):
     ],
 )
 def test_records_that_do_not_fit(prefix, records, count, text):
-    (prefix / "hepscale" / "relocate.json").write_text(json.dumps(records))
+    (prefix / "hepscale" / "relocate-packages.json").write_text(json.dumps(records))
     with pytest.raises(ValueError, match=text):
         relocate.relocate(str(prefix), "/new", count)
 

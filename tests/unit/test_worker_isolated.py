@@ -25,7 +25,7 @@ from hepscale.worker.frames import FrameReader, Kind
 FOLDER = Path(hepscale.worker.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
 # what reads layers: it is in the packed interpreter, which brings it along
-DECODER = {"unpack": {"backports", "compression"}}
+DECODER = {"decode": {"backports", "compression"}}
 
 
 def imports(path):
