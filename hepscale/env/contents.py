@@ -43,7 +43,7 @@ Treatment = Literal["", "script", "record", "program", "text", "binary", "conda-
 
 # how installers let a script find its Python: by its path, which may be too long or have a blank
 _PYTHON = rb"/(python[\d.]*t?)"
-_SHEBANG = re.compile(rb"\A#!\s*/\S*" + _PYTHON + rb"(?=\s)[ \t]*(.*)\n")
+_SHEBANG = re.compile(rb"\A#!\s*/\S*" + _PYTHON + rb"(?=\s)[ \t]*(.*?)\s*\n")
 _SHELL = re.compile(
     rb"\A#!/bin/sh\n'''exec' \"?/[^\"\n]*" + _PYTHON + rb"\"? ?(.*) \"\$0\" \"\$@\"\n' '''\n"
 )
@@ -225,9 +225,9 @@ def _read(path: str) -> bytes:
 
 def _gone(path: str, error: OSError) -> PackError:
     return PackError(
-        f"An installed file cannot be read: {error.strerror or error}.",
+        f"A file that is to be packed cannot be read: {error.strerror or error}.",
         items=[path],
-        cause="a package was removed or updated meanwhile, or its permissions changed",
+        cause="it was removed or updated meanwhile, or its permissions changed",
         fix="pip check, then pack again",
     )
 
@@ -245,8 +245,11 @@ def _edited(entry: Entry) -> bool:
 
 def _hash(entry: Entry) -> str:
     if entry.source and not _is_changed(entry):
-        with open(entry.source, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with open(entry.source, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise _gone(entry.source, error) from error
     return hashlib.sha256(content(entry).data).hexdigest()
 
 
@@ -307,7 +310,7 @@ def _found_by_path(data: bytes, prefix: str) -> bytes:
 
     shebangs = [_SHEBANG, _SHELL]
     if prefix:
-        within = re.escape(os.fsencode(prefix)) + rb"/bin/([^\s/]+)[ \t]*(.*)\n"
+        within = re.escape(os.fsencode(prefix)) + rb"/bin/([^\s/]+)[ \t]*(.*?)\s*\n"
         shebangs.append(re.compile(rb"\A#!\s*" + within))
     for shebang in shebangs:
         data = shebang.sub(by_path, data)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from hepscale.env.contents import Entry
 
-__all__ = ["Layer", "LayerKind", "Pruned", "Store"]
+__all__ = ["Layer", "LayerKind", "Pruned", "Store", "drop_damaged"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,20 @@ class Pruned:
 
     environments: int
     size_bytes: int
+
+
+def drop_damaged(layers: Iterable[Layer]) -> tuple[Path, ...]:
+    """Remove those archives that are not what they were; they are packed anew when needed."""
+    dropped = []
+    for layer in layers:
+        with contextlib.suppress(OSError):
+            with layer.path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != layer.sha256:
+                log.warning("%s is damaged and is removed", layer.path)
+                layer.path.unlink(missing_ok=True)
+                dropped.append(layer.path)
+    return tuple(dropped)
 
 
 class Store:
@@ -138,16 +152,6 @@ class Store:
         if made is None:
             raise self._unwritable(OSError("the layer was removed at once"))
         return made
-
-    def verify(self, layer: Layer) -> bool:
-        """Return whether a layer's archive is what it was; one that is not is removed."""
-        with contextlib.suppress(OSError), layer.path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == layer.sha256:
-                return True
-        log.warning("%s is damaged and was removed", layer.path)
-        for path in (self._about(layer.kind, layer.content), layer.path):
-            path.unlink(missing_ok=True)
-        return False
 
     def _about(self, kind: str, content: str) -> Path:
         return self.folder / "layers" / f"{kind}-{content}.json"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["VERSION"]
+__all__ = ["READY", "VERSION"]
 
 # HepScale's own; a test compares the two
 VERSION = "0.1.0"
+
+# the mark of an environment that is unpacked completely
+READY = ".hepscale-ready"

@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hepscale.env.local import is_installed
-from hepscale.errors import EngineError, RunDirectoryError
+from hepscale.env.store import drop_damaged
+from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
 from hepscale.worker import VERSION, scratch
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+# how stage0.sh and unpack.py say why they have ended
+_TOLD = re.compile(r"HepScale: (.*)\n((?:  .*\n)*)Likely cause: (.*)\nNext: (.*)")
+
 _WORKER = Path(__file__).parents[2] / "worker"
 # one process a slot is the unit of parallelism: libraries must not start threads of their own
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -51,6 +56,7 @@ class Forkserver:
 
     process: subprocess.Popen[bytes]
     folder: Path
+    environment: Environment | None = None
     users: int = 0
     used: bool = False
     lost: bool = field(default=False, init=False)
@@ -67,6 +73,8 @@ class Forkserver:
         ------
         EngineError
             If its process has ended.
+        PackError
+            If its environment could not be unpacked.
         """
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(0.02)
@@ -89,12 +97,24 @@ class Forkserver:
             if folder >= 0:
                 os.close(folder)
         client.close()
-        raise EngineError(
-            "The worker process of this machine did not start.",
-            items=[line for line in self.said().splitlines() if line][-3:],
-            cause="Python or a package that the analysis needs cannot be imported there",
-            fix="hepscale doctor",
-        )
+        raise self._refusal()
+
+    def _refusal(self) -> HepScaleError:
+        """Return why there is no worker: what ``stage0.sh`` has said, or its last lines."""
+        said = self.said()
+        told = _TOLD.search(said)
+        if told is None:
+            return EngineError(
+                "The worker process of this machine did not start.",
+                items=[line for line in said.splitlines() if line][-3:],
+                cause="Python or a package that the analysis needs cannot be imported there",
+                fix="hepscale doctor",
+            )
+        fact, items, cause, fix = told.groups()
+        if self.environment is not None and not self.environment.whole:
+            dropped = drop_damaged(self.environment.layers)
+            fix = "run again: what was damaged is packed anew" if dropped else fix
+        return PackError(fact, items=[*map(str.strip, items.splitlines())], cause=cause, fix=fix)
 
     def said(self) -> str:
         """Return what it wrote to its standard error."""
@@ -310,4 +330,4 @@ def _start(
     finally:
         # the forkserver holds the lock from here on
         os.close(lock)
-    return Forkserver(process, Path(folder))
+    return Forkserver(process, Path(folder), environment)
