@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint unit notebooks bench clean
+.PHONY: demo test lint unit system notebooks bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
@@ -21,8 +21,15 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-unit: $(VENV)/installed-dev
+unit: system $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# root's tests make a Debian chroot and try another shell; nobody else needs these
+SYSTEM := debootstrap busybox-static
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  dpkg -s $(SYSTEM) >/dev/null 2>&1 || apt-get install --quiet --yes $(SYSTEM) || \
+	  { apt-get update --quiet && apt-get install --quiet --yes $(SYSTEM); }; fi
 
 # twice: what a notebook leaves behind must not change the next run
 notebooks: $(VENV)/installed-dev

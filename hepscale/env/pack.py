@@ -11,6 +11,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -288,8 +289,7 @@ def _writing(target: Path) -> Iterator[_Hashed]:
 def _compressor(file: _Hashed, form: str) -> _Compressor:
     threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
     if form == "tar.gz":
-        writer: _Compressor = ParallelGzipFileWriter(file, _GZIP_LEVEL, threads, mtime=0)
-        return writer
+        return _Gzip(file, threads)
     if form == "tar.zst":
         return _Zstd(file, threads)
     raise ConfigError(
@@ -303,6 +303,33 @@ def zstd() -> Any:
     """Return the module that reads and writes zstd."""
     name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
     return importlib.import_module(name)
+
+
+class _Gzip:
+    def __init__(self, file: _Hashed, threads: int) -> None:
+        # what is compressed and not yet written, or the whole environment would wait in memory
+        self._room = threading.Semaphore(4 * threads)
+        self._writer = ParallelGzipFileWriter(file, _GZIP_LEVEL, threads, mtime=0)
+        compress = self._writer._compress
+
+        def compressed(buffers: list[bytes]) -> list[bytes]:
+            try:
+                result: list[bytes] = compress(buffers)
+                return result
+            finally:
+                self._room.release()
+
+        self._writer._compress = compressed
+
+    def write(self, data: bytes, /) -> None:
+        for begin in range(0, len(data), _BLOCK_BYTES):
+            piece = data[begin : begin + _BLOCK_BYTES]
+            if self._writer.buffer_length + len(piece) > self._writer._block_size:
+                self._room.acquire()
+            self._writer.write(piece)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class _Zstd:
