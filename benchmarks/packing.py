@@ -116,7 +116,13 @@ def single(file: str, output: str, closure: Closure) -> dict[str, Any]:
 
 
 def again(folder: str, edit: str | None) -> dict[str, Any]:
-    """Pack layers that are in the store already, twice; `edit` a local module before each."""
+    """Pack layers that are in the store already, twice; `edit` a local module before each.
+
+    Whoever has an executor to run with has imported it before.
+    """
+    import hepscale.executor.coffea
+
+    assert hepscale.executor.coffea
     seconds, kilobytes = [], []
     for at in range(2):
         if edit is not None:

@@ -64,6 +64,11 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _add(table: Table, *cells: str | Text, style: str = "") -> None:
+    # what stands in brackets is no markup: it is the name of a file, or an extra
+    table.add_row(*(Text(one) if isinstance(one, str) else one for one in cells), style=style)
+
+
 def _imports(found: Analysis) -> Table:
     table = _table("Imports", "module", "from", "where", "how")
     styles = {"missing": "red", "local": "green"}
@@ -82,7 +87,7 @@ def _imports(found: Analysis) -> Table:
             how.setdefault(key, "")
     for (name, source), where in shown.items():
         style = {"local code": "green", "not found": "red"}.get(source, "")
-        table.add_row(name, Text(source, style), _cut(where), how.get((name, source), ""))
+        _add(table, name, Text(source, style), _cut(where), how.get((name, source), ""))
     return table
 
 
@@ -90,7 +95,7 @@ def _modules(found: Analysis) -> Table:
     table = _table("Local code", "module", "files", "kB", "imported in")
     for one in found.modules:
         size = f"{one.size_bytes / 1e3:.1f}"
-        table.add_row(one.name, str(len(one.files)), size, _cut(one.reasons))
+        _add(table, one.name, str(len(one.files)), size, _cut(one.reasons))
     return table
 
 
@@ -100,21 +105,21 @@ def _distributions(found: Analysis) -> Table:
     for one in ordered:
         style = "" if one.at_import else "dim"
         size = f"{one.size_bytes / _MB:.1f}"
-        table.add_row(one.name, one.version, size, _cut(one.reasons), style=style)
+        _add(table, one.name, one.version, size, _cut(one.reasons), style=style)
     return table
 
 
 def _missing(found: Analysis) -> Table:
     table = _table("Not found", "module", "where", "next")
     for one in found.missing:
-        table.add_row(Text(one.name, "red"), _cut(one.where), one.fix)
+        _add(table, Text(one.name, "red"), _cut(one.where), one.fix)
     return table
 
 
 def _notes(found: Analysis) -> Table:
     table = _table("Notes", "where", "what", "next")
     for one in found.notes:
-        table.add_row(one.where, Text(one.text, "yellow"), one.fix)
+        _add(table, one.where, Text(one.text, "yellow"), one.fix)
     return table
 
 
@@ -152,7 +157,7 @@ def difference_table(found: Difference) -> RenderableType:
 def _add_changes(table: Table, kind: str, changes: Iterable[Change]) -> None:
     for one in changes:
         style = "green" if not one.before else "red" if not one.after else "yellow"
-        table.add_row(Text(f"{kind}{one.name}", style), one.before or "-", one.after or "-")
+        _add(table, Text(f"{kind}{one.name}", style), one.before or "-", one.after or "-")
 
 
 def environments_table(found: Iterable[tuple[str, float, dict[str, Any]]]) -> RenderableType:
@@ -161,7 +166,8 @@ def environments_table(found: Iterable[tuple[str, float, dict[str, Any]]]) -> Re
     for digest, used_s, record in found:
         size = sum(one["size_bytes"] for one in record["layers"])
         spec = record["spec"]
-        table.add_row(
+        _add(
+            table,
             digest[:12],
             time.strftime("%Y-%m-%d %H:%M", time.localtime(used_s)),
             spec["python"],

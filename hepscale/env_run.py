@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +13,10 @@ from hepscale.env import api, archive, environment
 from hepscale.env.snapshot import digest, snapshot
 from hepscale.env.spec import Spec
 from hepscale.executor.engines import warm
+from hepscale.worker import READY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from hepscale.env.environment import Environment, Tell
     from hepscale.env.local import LocalModule
@@ -53,14 +57,41 @@ def prepare(
         modules = found.need.modules
         made = environment.build(api.planned(found), api.store(), closure, tell)
     environ = warm.worker_environ(warm.unpacked(settings, made))
+    store = settings.cache_dir / "unpacked"
     if modules:
-        folder = settings.cache_dir / "unpacked" / f"code-{digest(modules)}"
-        if not folder.exists():
-            snapshot(modules, folder)
-        environ["PYTHONPATH"] = str(folder)
-    about = settings.cache_dir / "unpacked" / f"{made.digest}.txt"
+        environ["PYTHONPATH"] = str(_copy(modules, store))
+    about = store / f"{made.digest}.txt"
     about.parent.mkdir(parents=True, exist_ok=True)
     return warm.from_layers(made, settings, about, ["--", *command]), environ
+
+
+def _copy(modules: Iterable[LocalModule], store: Path) -> Path:
+    """Return a copy of local modules that stays for as long as this process runs."""
+    folder = store / f"code-{digest(modules)}"
+    while not _hold(folder):
+        # whole or not at all; what a killed process leaves under this name is swept away
+        begun = store / f".new-code-{os.getpid()}"
+        snapshot(modules, begun)
+        (begun / READY).touch()
+        try:
+            begun.rename(folder)
+        except OSError:
+            # somebody was faster; or it is the rest of one that was removed
+            if not (folder / READY).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(begun, ignore_errors=True)
+    return folder
+
+
+def _hold(folder: Path) -> bool:
+    """Lock what was unpacked, so that nobody removes it; what is executed next keeps the lock."""
+    try:
+        mark = os.open(folder / READY, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    fcntl.flock(mark, fcntl.LOCK_SH)
+    os.set_inheritable(mark, True)
+    return (folder / READY).exists()
 
 
 def spec_of(what: str) -> Spec:

@@ -39,6 +39,8 @@ else:
     from backports import zstd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 PLACEHOLDER = "/opt/placeholder" + "_placeholder" * 20
@@ -204,10 +206,14 @@ def _patch(path: Path, patches: tuple[tuple[int, bytes], ...]) -> None:
             file.write(content)
 
 
-def _python(folder: Path) -> Package:
+def python(folder: Path) -> Package:
+    """Return conda's Python: the interpreter that runs the tests, which is copied to `folder`."""
     copy_interpreter(folder)
     package = Package("python", _VERSION)
     base = sysconfig.get_config_var("installed_base").encode()
+    built = str(sysconfig.get_config_var("abs_builddir")).encode()
+    # conda's is built where nobody's home is; the last part may be part of another string
+    above = {one.rpartition(b"/")[0] for one in (base, built)} - {b"", b"/usr"}
     for path in folder.rglob("*"):
         below = str(path.relative_to(folder))
         if path.is_symlink():
@@ -218,14 +224,20 @@ def _python(folder: Path) -> Package:
             if path.name.startswith("_sysconfigdata") and base in content:
                 content = content.replace(base, PLACEHOLDER.encode())
                 package.text.add(below)
-            package.files[below] = content
+            for one in above:
+                other = b"/nowhere".ljust(len(one), b"/")[: len(one)]
+                content = content.replace(one + b"/", other + b"/")
             if path.parent.name == "bin":
+                # what follows the last section is ignored
+                content += f"\0{PLACEHOLDER}/lib\0".encode()
                 package.executable.add(below)
+                package.binary.add(below)
+            package.files[below] = content
     package.files[f"{SITE}/README.txt"] = b"packages go here\n"
     return package
 
 
-def _wheel_as_conda(name: str, *, noarch: bool) -> Package:
+def wheel_as_conda(name: str, *, noarch: bool) -> Package:
     """Return a conda package with the files of an installed wheel."""
     found = importlib.metadata.distribution(name)
     package = Package(name, found.version, [f"python {_VERSION}.*"], noarch=noarch)
@@ -238,7 +250,8 @@ def _wheel_as_conda(name: str, *, noarch: bool) -> Package:
     return package
 
 
-def _greeter() -> Package:
+def greeter() -> Package:
+    """Return a package with an entry point."""
     package = Package("greeter", "1.0", ["python", "click"], noarch=True)
     package.entry_points = ["greet = greeter:main"]
     package.files["site-packages/greeter/__init__.py"] = b"def main():\n    print('hello')\n"
@@ -248,7 +261,8 @@ def _greeter() -> Package:
     return package
 
 
-def _placed() -> Package:
+def placed() -> Package:
+    """Return a package whose files hold the prefix."""
     package = Package("placed", "1.0", ["python"])
     strings = f"|{PLACEHOLDER}/share\0|{PLACEHOLDER}:{PLACEHOLDER}/lib\0|".encode()
     package.files = {
@@ -262,12 +276,26 @@ def _placed() -> Package:
     return package
 
 
+def write_channel(folder: Path, packages: Sequence[Package]) -> None:
+    """Write packages into ``folder/channel``."""
+    channel = folder / "channel"
+    (channel / "noarch").mkdir(parents=True)
+    for package in packages:
+        package.write(channel)
+    asyncio.run(index_fs(channel, write_zst=False, write_shards=False))
+
+
+def install(folder: Path, prefix: Path, names: Sequence[str]) -> None:
+    """Install packages of ``folder/channel``; their own files are left in ``folder/cache/pkgs``."""
+    asyncio.run(_install(folder / "channel", folder / "cache", prefix, list(names)))
+
+
 async def _install(channel: Path, cached: Path, prefix: Path, names: list[str]) -> None:
-    await index_fs(channel, write_zst=False, write_shards=False)
     records = await rattler.solve(
         [rattler.Channel(channel.as_uri())],
         names,
         gateway=rattler.Gateway(cache_dir=cached / "repodata"),
+        virtual_packages=rattler.VirtualPackage.detect(),
     )
     await rattler.install(
         records, target_prefix=prefix, cache_dir=cached / "pkgs", show_progress=False
@@ -279,20 +307,17 @@ def make(folder: Path) -> Path:
 
     The packages' own files, with the placeholder, are in ``folder/cache/pkgs``.
     """
-    channel, prefix = folder / "channel", folder / "prefix"
+    prefix = folder / "prefix"
     packages = [
-        _python(folder / "python"),
-        _wheel_as_conda("packaging", noarch=True),
-        _wheel_as_conda("click", noarch=True),
-        _wheel_as_conda("lz4", noarch=False),
-        _greeter(),
-        _placed(),
+        python(folder / "python"),
+        wheel_as_conda("packaging", noarch=True),
+        wheel_as_conda("click", noarch=True),
+        wheel_as_conda("lz4", noarch=False),
+        greeter(),
+        placed(),
     ]
-    (channel / "noarch").mkdir(parents=True)
-    for package in packages:
-        package.write(channel)
-    names = [package.name for package in packages]
-    asyncio.run(_install(channel, folder / "cache", prefix, names))
+    write_channel(folder, packages)
+    install(folder, prefix, [package.name for package in packages])
     install_wheel(prefix, folder)
     return prefix
 

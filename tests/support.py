@@ -154,7 +154,7 @@ def processes(marker: str = "") -> dict[int, str]:
 def scratch() -> list[str]:
     """Return what lies in the scratch folder: forkservers' folders and what is in them."""
     top = Path(os.environ["HEPSCALE_SCRATCH_DIR"])
-    own = {"lock", "log", "s", "settings.json"}
+    own = {"environment", "lock", "log", "s", "settings.json"}
     return sorted(
         str(path.relative_to(top))
         for folder in top.iterdir()

@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hepscale.env import index, interpreter, local, resolve, sources
+from hepscale.env import index, interpreter, local, resolve
 from hepscale.env.imports import How, Import, find_imports
 from hepscale.env.plan import Need
 from hepscale.env.sources import Note, Sources, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hepscale.env.index import Index
     from hepscale.env.interpreter import Interpreter
@@ -179,9 +179,8 @@ def examine(
         walk.take(one)
     wanted = [name for name in extra if not walk.take_local(name)]
     walk.follow()
-    resolution = resolve.resolve(
-        walk.outside, known, here, extra=wanted, exclude=exclude, cache=cache
-    )
+    outside = [*walk.outside, *_of_editable(walk, known)]
+    resolution = resolve.resolve(outside, known, here, extra=wanted, exclude=exclude, cache=cache)
     missing = {one.name for one in resolution.missing}
     taken = resolution.taken
     need = Need(
@@ -213,6 +212,14 @@ def examine(
         (*found.notes, *walk.notes),
         need,
     )
+
+
+def _of_editable(walk: _Walk, known: Index) -> Iterator[Import]:
+    """Yield local modules that are installed as editable: their metadata and requirements are."""
+    for name in walk.modules:
+        owner = known.owner(name)
+        if owner is not None and known.distributions[owner].editable:
+            yield Import(name, next(iter(walk.reasons.get(name, ())), "local code"), "guarded")
 
 
 def _package(folder: Path | None) -> tuple[Path | None, str]:
@@ -366,17 +373,3 @@ def _imports_of(
     except OSError as error:
         raise local.unreadable(path, error) from error
     return find_imports(Unit(below, source, path))
-
-
-def running(
-    roots: Iterable[Import] = (),
-    *,
-    extra: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    cache: Path | None = None,
-) -> Analysis:
-    """Analyse the running notebook or script; see :func:`examine`."""
-    found = sources.running()
-    return examine(
-        found, "the running notebook", roots=roots, extra=extra, exclude=exclude, cache=cache
-    )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tarfile
+import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 from hepscale.env import contents, pack
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["is_archive", "spec", "take"]
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar.zst")
+_DAMAGE = (OSError, EOFError, zlib.error)
 _OWN = f"{pack.OWN_FOLDER}/environment.json"
 _CONDA = re.compile(r"conda-meta/([^/]+)-([^-/]+)-[^-/]+\.json")
 _WHEEL = re.compile(r".*-packages/([^/]+)-([^-/]+)\.(?:dist|egg)-info/(?:METADATA|PKG-INFO)")
@@ -55,11 +57,14 @@ def take(path: Path, store: Store) -> Environment:
         known = {"sha256": _digest(path), "spec": spec(path).as_json()}
         store.remember(key, known)
     found = Spec.from_json(known["spec"])
-    sha256: str = known["sha256"]
+    original = sha256 = known["sha256"]
     if path.name.endswith(".zst"):
-        path = _as_gzip(path, sha256, store)
-        sha256 = _digest(path)
-    layer = Layer("interpreter", sha256, sha256, path.stat().st_size, 0, 0, (), path)
+        path, sha256 = _as_gzip(path, original, store)
+    size = path.stat().st_size
+    layer = Layer("interpreter", sha256, sha256, size, 0, 0, (), path)
+    # so that what workers unpack of it stays as long as the environments that were used then
+    listed = [{"kind": "archive", "content": original, "size_bytes": size}]
+    store.add(sha256, {"closure": "archive", "spec": known["spec"], "layers": listed})
     return Environment(sha256, found.python, found.glibc, found.machine, (layer,), whole=True)
 
 
@@ -87,7 +92,7 @@ def spec(path: Path) -> Spec:
                 found = _CONDA.fullmatch(name) or _WHEEL.fullmatch(name)
                 if found:
                     items[found[1].lower().replace("_", "-")] = Item(found[2])
-    except (OSError, EOFError, tarfile.TarError, ValueError, pack.zstd().ZstdError) as error:
+    except (*_DAMAGE, pack.zstd().ZstdError, tarfile.TarError, ValueError) as error:
         raise _no_environment(path, str(error)) from error
     if "python" not in items:
         raise _no_environment(path, "it holds no Python")
@@ -99,13 +104,19 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _as_gzip(path: Path, sha256: str, store: Store) -> Path:
+def _as_gzip(path: Path, sha256: str, store: Store) -> tuple[Path, str]:
     """Return the archive as a ``.tar.gz``, which a worker without Python can unpack."""
     target = store.folder / "layers" / f"archive-{sha256}.tar.gz"
-    if not target.exists():
-        with path.open("rb") as file, _opened(path, file) as stream:
-            pack.write_gzip(stream, target)
-    return target
+    known = store.recall(target.stem)
+    if known is None or not target.exists() or target.stat().st_size != known["size_bytes"]:
+        try:
+            with path.open("rb") as file, _opened(path, file) as stream:
+                pack.write_gzip(stream, target)
+        except (*_DAMAGE, pack.zstd().ZstdError) as error:
+            raise _no_environment(path, str(error)) from error
+        known = {"sha256": _digest(target), "size_bytes": target.stat().st_size}
+        store.remember(target.stem, known)
+    return target, known["sha256"]
 
 
 def _opened(path: Path, file: IO[bytes]) -> Any:

@@ -125,13 +125,18 @@ def join(
     keys: dict[str, str] = {}
     for one in records:
         own = [found.distribution.name for found in live[one.info]]
-        name = canonical(one.name)
+        name = _key(one.name)
         keys[one.name] = (name if name in own else own[0]) if own else _free(name, names)
     native = {one.name for one in records if not one.code} - _PYTHON
     for one in records:
         wanted = native if live[one.info] else keys.keys() - _PYTHON
         depends = tuple(keys[name] for name in one.depends if name in wanted)
         yield from _joined(one, keys[one.name], depends, live[one.info])
+
+
+def _key(name: str) -> str:
+    """Return conda's name as Python would have it, where none begins with a line: _libgcc_mutex."""
+    return canonical(name).strip("-")
 
 
 def _free(name: str, names: set[str]) -> str:
@@ -144,7 +149,7 @@ def _joined(
     gone = bool(one.infos) and not live
     code = () if gone else one.code
     size_bytes = one.outside_bytes if gone else one.size_bytes
-    if not live and not size_bytes and name != canonical(one.name):
+    if not live and not size_bytes and name != _key(one.name):
         # It stands for another package of the same name, and has nothing of its own.
         return
     main = Distribution(

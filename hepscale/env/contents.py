@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from conda_pack.core import PREFIX_PLACEHOLDER, rewrite_conda_meta
 
-import hepscale
 from hepscale.env import native
 from hepscale.errors import PackError
 
@@ -45,8 +44,14 @@ Treatment = Literal["", "script", "record", "program", "text", "binary", "conda-
 _PYTHON = rb"/(python[\d.]*t?)"
 _SHEBANG = re.compile(rb"\A#!\s*/\S*" + _PYTHON + rb"(?=\s)[ \t]*(.*?)\s*\n")
 _SHELL = re.compile(
-    rb"\A#!/bin/sh\n'''exec' \"?/[^\"\n]*" + _PYTHON + rb"\"? ?(.*) \"\$0\" \"\$@\"\n' '''\n"
+    rb"\A#!/bin/sh\n'''exec' \"?/[^\"\n]*" + _PYTHON + rb"\"? ?(.*) \"\$0\" \"\$@\"(?:\n' | #)'''\n"
 )
+# a token, a user and a password in the address of a channel
+_CREDENTIALS = re.compile(r"(?<=://)[^/@]+@|/t/[^/]+(?=/)")
+
+
+# goes up when the same file is treated in another way than before
+_TREATED_AS = b"1"
 
 
 class Relocation(NamedTuple):
@@ -73,7 +78,7 @@ class Entry:
     target
         Its path below the prefix, with ``/``.
     source
-        The file that it is made from; empty where `link` or `data` says it all.
+        The file that it is made from, or the link; empty where `link` or `data` says it all.
     sha256, recorded_bytes, installed_ns
         What an installer noted of the source, its digest as hex digits and its size (0: it did
         not), and when: trusted as long as the source has that size and is not younger.
@@ -127,13 +132,12 @@ def signature(entries: Iterable[Entry]) -> str:
     PackError
         A file is not there any more.
     """
-    # another release may treat the same file in another way
-    total = hashlib.sha256(hepscale.__version__.encode())
+    total = hashlib.sha256(_TREATED_AS)
     for entry in entries:
         seen = ""
-        if entry.source:
+        if entry.source and not entry.link:
             found = _stat(entry.source)
-            seen = f"{found.st_size} {found.st_mtime_ns} {found.st_mode}"
+            seen = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_mode}"
         line = (
             f"{entry.target}\0{entry.source}\0{seen}\0{entry.treat}\0{entry.prefix}\0"
             f"{entry.placeholder}\0{entry.private}\0{entry.relink}\0{entry.link}\0{entry.executable}\n"
@@ -171,7 +175,9 @@ def is_executable(entry: Entry) -> bool:
 
 def size_bytes(entry: Entry) -> int:
     """Return how many bytes a file has before it is treated."""
-    return _stat(entry.source).st_size if entry.source else len(entry.data)
+    if entry.link or not entry.source:
+        return len(entry.data)
+    return _stat(entry.source).st_size
 
 
 def content(entry: Entry) -> Content:
@@ -195,7 +201,7 @@ def content(entry: Entry) -> Content:
         data = _with_rpath(data)
     for place in entry.private:
         data = _neutral(data, place)
-    if entry.treat == "script" and entry.target.startswith("bin/"):
+    if entry.treat == "text" or (entry.treat == "script" and entry.target.startswith("bin/")):
         data = _found_by_path(data, entry.prefix)
     if not entry.prefix or entry.prefix.encode() not in data:
         return Content(data)
@@ -266,10 +272,21 @@ def _without_installation(data: bytes) -> bytes:
 
 
 def _without_place(source: str) -> bytes:
+    """Return a record of conda without where the package came from and how it was put there."""
     _, record = rewrite_conda_meta(source)
+    for name in ("link", "indexed_timestamp", "requested_spec", "requested_specs"):
+        record.pop(name, None)
     for name in ("url", "channel"):
-        if str(record.get(name, "")).startswith(("file:", "/")):
-            record[name] = ""
+        place = str(record.get(name) or "")
+        record[name] = "" if place.startswith(("file:", "/")) else _CREDENTIALS.sub("", place)
+    paths = record.get("paths_data", {}).get("paths", ())
+    for path in paths:
+        made_here = path.get("path_type") not in {"hardlink", "softlink"}
+        path.pop("sha256_in_prefix", None)
+        if made_here or path.get("prefix_placeholder"):
+            path.pop("size_in_bytes", None)
+        if made_here:
+            path.pop("sha256", None)
     return json.dumps(record, indent=1, sort_keys=True).encode()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from hepscale.env import contents, layers, pack
 from hepscale.env.contents import Entry
 from hepscale.env.spec import Item, Spec
+from hepscale.errors import PackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ __all__ = ["CLOSURES", "Closure", "Environment", "Packed", "build", "describe", 
 
 Closure = Literal["full", "imports"]
 CLOSURES = ("full", "imports")
+_MOST_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +122,13 @@ def build(
     need = planned.need
     form = "tar.zst" if layers.has_zstd(need.interpreter, need.index) else "tar.gz"
     forms = ("tar.gz", form, form, "tar.gz")
-    groups = _groups(planned, store)
     wanted = (True, True, closure == "full", True)
     found = [
-        _layer(part, group, store, form, tell) if group and want else None
-        for part, group, form, want in zip(planned.parts, groups, forms, wanted, strict=True)
+        _layer(part, store, form, tell) if want else (_group(part, store), None)
+        for part, form, want in zip(planned.parts, forms, wanted, strict=True)
     ]
-    made, own = [one for one in found[:3] if one], found[3]
+    groups = tuple(group for group, _ in found)
+    made, own = [layer for _, layer in found[:3] if layer], found[3][1]
     absent = _left_out(planned, closure)
     spec = _spec(planned, groups, closure)
     digest = _digest(one.content for one in made)
@@ -207,11 +209,18 @@ def write(
     if before and _is_still(target, before):
         sha256, size, unpacked, files = before["archive"]
         return Packed(target, sha256, size, unpacked, files, True, spec)
-    total = sum(contents.size_bytes(entry) for entry in entries)
-    done = pack.write_archive(entries, target, form, lambda at: tell(target.name, at, total))
+    told = _told(tell, target.name, entries)
+    done = pack.write_archive(entries, target, form, told)
+    # what was rewritten may have become smaller
+    told(None)
     archive = (done.sha256, done.size_bytes, done.unpacked_bytes, done.files)
     store.remember(key, {"archive": archive, "mtime_ns": target.stat().st_mtime_ns})
     return Packed(target, *archive, False, spec)
+
+
+def _told(tell: Tell, label: str, entries: Iterable[Entry]) -> Callable[[int | None], None]:
+    total = sum(map(contents.size_bytes, entries))
+    return lambda at: tell(label, total if at is None else at, total)
 
 
 def _is_still(target: Path, before: dict[str, object]) -> bool:
@@ -226,14 +235,29 @@ def _is_still(target: Path, before: dict[str, object]) -> bool:
     )
 
 
-def _layer(part: Part, group: Mapping[str, str], store: Store, form: str, tell: Tell) -> Layer:
-    content = _digest(f"{name} {one}" for name, one in sorted(group.items()))
-    layer = store.layer(part.kind, content)
-    if layer is not None:
-        return layer
-    total = sum(contents.size_bytes(entry) for entry in part.entries)
-    return store.make(
-        part.kind, content, part.entries, form, lambda at: tell(part.label, at, total)
+def _layer(
+    part: Part, store: Store, form: str, tell: Tell
+) -> tuple[Mapping[str, str], Layer | None]:
+    """Return the digests of a part's groups and the layer that holds them, if there are any."""
+    entries = part.entries
+    for _ in range(_MOST_TRIES):
+        before = contents.signature(entries)
+        group = _group(part, store, before)
+        if not group:
+            return group, None
+        content = _digest(f"{name} {one}" for name, one in sorted(group.items()))
+        layer = store.layer(part.kind, content)
+        if layer is not None:
+            return group, layer
+        layer = store.make(part.kind, content, entries, form, _told(tell, part.label, entries))
+        if contents.signature(entries) == before:
+            return group, layer
+        # edited meanwhile: it does not hold what its name says
+        layer.path.unlink(missing_ok=True)
+    raise PackError(
+        f"The files of the {part.label} change while they are packed.",
+        cause="something writes into a package's folder: a log, an output file",
+        fix="move what is written out of it, or wait until it is complete",
     )
 
 
@@ -242,8 +266,8 @@ def _groups(planned: Plan, store: Store) -> _Groups:
     return tuple(_group(part, store) for part in planned.parts)
 
 
-def _group(part: Part, store: Store) -> Mapping[str, str]:
-    key = contents.signature(part.entries)
+def _group(part: Part, store: Store, key: str = "") -> Mapping[str, str]:
+    key = key or contents.signature(part.entries)
     known: Mapping[str, str] | None = store.recall(key)
     if known is None:
         known = {

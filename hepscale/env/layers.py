@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from hepscale.env import native
 from hepscale.env.contents import Entry
 from hepscale.env.pack import OWN_FOLDER
+from hepscale.env.records import link_within
 from hepscale.errors import PackError
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ _OPTIONAL = {
 _BROUGHT_BY = {"turtle": "tkinter", "turtledemo": "tkinter", "_tkinter": "tkinter"}
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _NOT_LIBRARY = frozenset({"__pycache__", "site-packages", "dist-packages"})
+# what the name of a module is followed by
+_ENDS = ("/", ".py", ".so", ".cpython-", ".abi3.")
 _ZSTD_IN_LIBRARY = (3, 14)
 # prefixes that say nothing of a machine, and that are not replaced in texts
 _PUBLIC = frozenset({"/usr", "/usr/local"})
@@ -56,9 +60,9 @@ def interpreter(found: Interpreter, index: Index, imported: Collection[str]) -> 
     if found.conda:
         entries = [
             entry
-            for name in _conda_python(index)
+            for name in _conda_python(index, imported)
             for entry in _of(name, index, found)
-            if not _optional(entry.target.partition("/python")[2].partition("/")[2], imported)
+            if _is_of_use(entry.target, imported)
         ]
     else:
         entries = [*_programs(found), *_standard_library(found, imported)]
@@ -116,18 +120,23 @@ def _walk(root: str) -> Iterator[str]:
             if name not in _NOT_LIBRARY and not (folder == root and name.startswith("config-"))
         )
         for name in sorted(files):
-            # Debian's says that pip may not install there, which is not so where it is unpacked
-            if name != "EXTERNALLY-MANAGED":
-                yield os.path.join(folder, name)
+            path = os.path.join(folder, name)
+            # Debian's says that pip may not install there, which is not so where it is unpacked;
+            # it also has links to settings that an administrator may have removed
+            if name != "EXTERNALLY-MANAGED" and os.path.exists(path):
+                yield path
 
 
 def _optional(inner: str, imported: Collection[str]) -> bool:
     """Return whether a file of the standard library, by its path below it, is left out."""
-    wanted = {_BROUGHT_BY.get(name, name) for name in imported}
     for name, parts in _OPTIONAL.items():
         if inner.startswith(parts):
-            return name not in wanted
+            return not _is_wanted(name, imported)
     return not _TEST_FOLDERS.isdisjoint(inner.split("/")[1:-1])
+
+
+def _is_wanted(name: str, imported: Collection[str]) -> bool:
+    return name in {_BROUGHT_BY.get(one, one) for one in imported}
 
 
 def private(found: Interpreter) -> tuple[str, ...]:
@@ -143,16 +152,26 @@ def private(found: Interpreter) -> tuple[str, ...]:
     return (*places, f"{home}/") if prefix.startswith(f"{home}/") else tuple(places)
 
 
-def _conda_python(index: Index) -> list[str]:
-    """Return conda's package of Python and what that depends on."""
-    waiting, found = ["python"], []
+def _conda_python(index: Index, imported: Collection[str]) -> list[str]:
+    """Return conda's package of Python and what that depends on, but no modules such as pip."""
+    waiting, found = ["python"], list[str]()
+    left_out: set[str] = set() if _is_wanted("tkinter", imported) else {"tk"}
     while waiting:
         name = waiting.pop()
-        if name in index.distributions and name not in found:
-            found.append(name)
-            requires = index.distributions[name].requires
-            waiting += [re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for line in requires]
+        if name in index.distributions and name not in {*found, *left_out}:
+            distribution = index.distributions[name]
+            if name == "python" or not distribution.modules:
+                found.append(name)
+                waiting += distribution.requires
     return sorted(found)
+
+
+def _is_of_use(target: str, imported: Collection[str]) -> bool:
+    """Return whether a file of conda's Python, or of what that depends on, is packed."""
+    if target.startswith("bin/idle"):
+        return _is_wanted("idlelib", imported)
+    inner = target.partition("/python")[2].partition("/")[2]
+    return not inner.startswith("config-") and not _optional(inner, imported)
 
 
 def packages(
@@ -171,9 +190,7 @@ def packages(
     hidden
         Top-level names that local modules have taken: what is installed under them stays behind.
     """
-    skipped = tuple(
-        f"{found.site_below}/{name}{end}" for name in hidden for end in ("/", ".py", ".cpython-")
-    )
+    skipped = tuple(f"{found.site_below}/{name}{end}" for name in hidden for end in _ENDS)
     entries = {
         entry.target: entry
         for name in names
@@ -207,8 +224,8 @@ def _installed(files: Sequence[InstalledFile], found: Interpreter) -> Iterator[E
             if file.target.startswith("bin/") and mode == "text":
                 mode = "script"
             yield _treated(file, mode, found)
-        elif link := _kept_link(file.source, found.prefix):
-            yield Entry(file.target, link=link)
+        elif link := link_within(file.source, _prefix_of(file, found)):
+            yield Entry(file.target, file.source, link=link)
         elif not file.sha256 or not file.target.startswith(f"{found.site_below}/"):
             # nobody knows what it was, or programs and settings, which may hold the prefix
             yield _treated(file, "script", found)
@@ -217,8 +234,13 @@ def _installed(files: Sequence[InstalledFile], found: Interpreter) -> Iterator[E
 
 
 def _treated(file: InstalledFile, treat: str, found: Interpreter) -> Entry:
-    prefixes = (found.prefix, found.base_prefix)
-    prefix = next((one for one in prefixes if file.source.startswith(f"{one}/")), found.prefix)
+    prefix = _prefix_of(file, found)
+    names = _names(prefix, found.stdlib) if file.placeholder else ()
+    if len(names) > 1:
+        # who packs it says if it cannot be read
+        with contextlib.suppress(OSError):
+            data = Path(file.source).read_bytes()
+            prefix = next((one for one in names if os.fsencode(one) in data), prefix)
     return Entry(
         file.target,
         file.source,
@@ -228,14 +250,19 @@ def _treated(file: InstalledFile, treat: str, found: Interpreter) -> Entry:
     )
 
 
-def _kept_link(source: str, prefix: str) -> str:
-    """Return where a link leads that can stay one: to a neighbour in the same prefix."""
-    if not os.path.islink(source):
-        return ""
-    to = os.readlink(source)
-    real = os.path.normpath(os.path.join(os.path.dirname(source), to))
-    inside = os.path.commonpath([real, os.path.normpath(prefix)]) == os.path.normpath(prefix)
-    return to if not os.path.isabs(to) and inside and os.path.isfile(real) else ""
+def _prefix_of(file: InstalledFile, found: Interpreter) -> str:
+    prefixes = (found.prefix, found.base_prefix)
+    return next((one for one in prefixes if file.source.startswith(f"{one}/")), found.prefix)
+
+
+@lru_cache(maxsize=8)
+def _names(prefix: str, stdlib: str) -> tuple[str, ...]:
+    """Return what conda may have called a prefix: it was moved since, or its path has links."""
+    names = [prefix, os.path.realpath(prefix)]
+    for path in sorted(Path(stdlib).glob("_sysconfigdata*.py")):
+        filled_in = re.search(r"'prefix': '(/[^']+)'", path.read_text(errors="replace"))
+        names += [filled_in[1]] if filled_in else []
+    return tuple(dict.fromkeys(names))
 
 
 def libraries(
@@ -265,7 +292,7 @@ def libraries(
     """
     files = [entry.source for entry in (*beside, *entries) if entry.source]
     needed = native.closure(files, cache)
-    present = {entry.target for entry in beside}
+    present = {entry.target for entry in (*beside, *entries)}
     names: dict[str, str] = {}
     added = []
     for soname, path in needed.libraries:
@@ -278,7 +305,7 @@ def libraries(
         added.append(Entry(target, link=link) if link else Entry(target, path, private=places))
     relink = frozenset(needed.relink)
     return [
-        replace(entry, relink=True) if entry.source in relink else entry
+        replace(entry, relink=True) if entry.source in relink and not entry.link else entry
         for entry in (*entries, *added)
     ], needed
 

@@ -36,10 +36,11 @@ _SKIPPED_FOLDERS = frozenset(
 )
 _SKIPPED_SUFFIXES = (".pyc", ".pyo")
 # keys and passwords, by their usual names: they stay where they are
-_PRIVATE_FOLDERS = frozenset({".ssh", ".globus", ".gnupg", ".aws", ".config"})
+_PRIVATE_FOLDERS = frozenset({".ssh", ".globus", ".gnupg", ".aws", ".config", ".docker"})
 _PRIVATE_FILES = (
-    ".env", ".netrc", ".pypirc", ".git-credentials", "*.pem", "*.key", "*.p12", "id_rsa*",
-    "id_ed25519*", "id_ecdsa*", "x509up_*", "*.keytab", "krb5cc_*", ".htpasswd",
+    ".git", ".env", ".envrc", ".env.*", ".netrc", ".pgpass", ".pypirc", ".git-credentials",
+    ".htpasswd", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", "id_ecdsa*",
+    "x509up_*", "*.keytab", "krb5cc_*",
 )  # fmt: skip
 _IMPORTERS = frozenset({"import_module", "__import__"})
 _IMPORT_NAME = dis.opmap["IMPORT_NAME"]

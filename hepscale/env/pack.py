@@ -305,31 +305,27 @@ def zstd() -> Any:
     return importlib.import_module(name)
 
 
-class _Gzip:
+class _Gzip(ParallelGzipFileWriter):  # type: ignore[misc]
+    """conda-pack's, in which whole environments do not wait in memory to be compressed."""
+
     def __init__(self, file: _Hashed, threads: int) -> None:
-        # what is compressed and not yet written, or the whole environment would wait in memory
+        # of blocks: before its threads start
         self._room = threading.Semaphore(4 * threads)
-        self._writer = ParallelGzipFileWriter(file, _GZIP_LEVEL, threads, mtime=0)
-        compress = self._writer._compress
-
-        def compressed(buffers: list[bytes]) -> list[bytes]:
-            try:
-                result: list[bytes] = compress(buffers)
-                return result
-            finally:
-                self._room.release()
-
-        self._writer._compress = compressed
+        super().__init__(file, _GZIP_LEVEL, threads, mtime=0)
 
     def write(self, data: bytes, /) -> None:
         for begin in range(0, len(data), _BLOCK_BYTES):
             piece = data[begin : begin + _BLOCK_BYTES]
-            if self._writer.buffer_length + len(piece) > self._writer._block_size:
+            if self.buffer_length + len(piece) > self._block_size:
                 self._room.acquire()
-            self._writer.write(piece)
+            super().write(piece)
 
-    def close(self) -> None:
-        self._writer.close()
+    def _compress(self, in_bufs: list[bytes]) -> list[bytes]:
+        try:
+            result: list[bytes] = super()._compress(in_bufs)
+            return result
+        finally:
+            self._room.release()
 
 
 class _Zstd:

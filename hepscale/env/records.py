@@ -25,6 +25,7 @@ __all__ = [
     "Place",
     "PrefixMode",
     "conda_listed",
+    "link_within",
     "linked_metadata",
     "listing",
     "present",
@@ -103,6 +104,8 @@ class InstalledFile:
         The prefix that the file had in conda's package. Here it holds conda's prefix instead.
     prefix_mode
         How that was filled in; ``unknown``: nobody has said, the prefix may be in the file.
+    is_link
+        Whether conda has put a link there; see :func:`link_within`.
     """
 
     target: str
@@ -111,6 +114,7 @@ class InstalledFile:
     size_bytes: int
     placeholder: str = ""
     prefix_mode: PrefixMode = ""
+    is_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +249,14 @@ def _conda_file(target: str, source: str, path: dict[str, Any]) -> InstalledFile
         sha256 = ""
     size_bytes = path.get("size_in_bytes")
     size_bytes = size_bytes if isinstance(size_bytes, int) else 0
-    return InstalledFile(target, source, sha256, size_bytes, placeholder, mode)
+    return InstalledFile(target, source, sha256, size_bytes, placeholder, mode, kind == "softlink")
 
 
 def present(files: Iterable[InstalledFile]) -> Iterator[InstalledFile]:
-    """Drop the files that are gone; where a folder or a link to one is listed, yield its files."""
+    """Drop the files that are gone; where a folder or a link to one is listed, yield its files.
+
+    Conda's links to folders of the same prefix stay links: ``lib/python3.1`` leads to everything.
+    """
     listings: dict[str, dict[str, bool]] = {}
     for file in files:
         folder, _, name = file.source.rpartition("/")
@@ -258,10 +265,22 @@ def present(files: Iterable[InstalledFile]) -> Iterator[InstalledFile]:
         is_folder = listings[folder].get(name)
         if is_folder is None:
             log.info("%s is recorded but not there", file.source)
-        elif is_folder:
+        elif is_folder and not (
+            file.is_link and link_within(file.source, file.source.removesuffix(f"/{file.target}"))
+        ):
             yield from walk(file.source, file.target)
         else:
             yield file
+
+
+def link_within(source: str, prefix: str) -> str:
+    """Return where a link leads that can stay one, relative to it: to a place in its own prefix."""
+    if not os.path.islink(source):
+        return ""
+    to = os.readlink(source)
+    real = os.path.normpath(os.path.join(os.path.dirname(source), to))
+    inside = real.startswith(f"{os.path.normpath(prefix)}/")
+    return to if not os.path.isabs(to) and inside and os.path.exists(real) else ""
 
 
 def listing(folder: str) -> dict[str, bool]:

@@ -18,7 +18,7 @@ from hepscale.executor.task import Chunk, InputFile
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["chunks_of", "inputs", "named_files", "split", "unwrap", "wraps"]
+__all__ = ["chunks_of", "inputs", "named_files", "split", "states", "unwrap", "wraps"]
 
 
 def chunks_of(items: Iterable[Any], digest: str) -> Iterator[Chunk]:
@@ -87,25 +87,49 @@ def split(chunk: Chunk) -> tuple[Chunk, Chunk] | None:
     return first, second
 
 
-def named_files(files: Iterable[str | os.PathLike[str]]) -> Iterator[InputFile]:
+def named_files(files: Iterable[str | os.PathLike[str]]) -> tuple[InputFile, ...]:
     """Return the files that every task is to find in its folder.
 
     Raises
     ------
     InputError
-        One is not there.
+        One is not there, or two would have the same name.
     """
+    found: dict[str, Path] = {}
     for one in files:
-        path = Path(one)
-        if not path.exists():
+        path = Path(one).expanduser()
+        source = Path(os.path.normpath(path.absolute()))
+        if not source.exists():
             raise InputError(
                 "There is no such file to be sent along.",
-                items=[str(path.absolute())],
+                items=[str(source)],
                 cause="the name is misspelt, or relative to another folder",
-                fix=f"ls {path.absolute().parent}",
+                fix=f"ls {source.parent}",
             )
-        inside = not path.is_absolute() and os.pardir not in path.parts
-        yield InputFile(str(path) if inside else path.name, path.absolute())
+        below = Path(os.path.normpath(path))
+        inside = not path.is_absolute() and below.parts[:1] not in {(), (os.pardir,)}
+        name = str(below) if inside else source.name
+        if found.setdefault(name, source) != source:
+            raise InputError(
+                f"Two files to be sent along would both be called {name}.",
+                items=[str(found[name]), str(source)],
+                cause="one that is not below the current folder keeps the last part of its name",
+                fix="give one of them another name, or open it by its absolute path",
+            )
+    return tuple(InputFile(name, source) for name, source in found.items())
+
+
+def states(named: Iterable[InputFile]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of each named file, of folders those of the files in them."""
+    found = []
+    for one in named:
+        inner = sorted(one.source.rglob("*")) if one.source.is_dir() else [one.source]
+        for path in inner:
+            with suppress(OSError):
+                seen = path.stat()
+                name = str(Path(one.name) / path.relative_to(one.source))
+                found.append((name, seen.st_size, seen.st_mtime_ns))
+    return found
 
 
 def inputs(named: Iterable[InputFile], chunk: Chunk) -> Iterator[InputFile]:

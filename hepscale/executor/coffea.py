@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from hepscale.executor.run import Run
 from hepscale.executor.task import Chunk, Notice, Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hepscale.executor.job import Observer
     from hepscale.worker.frames import Frame
@@ -137,11 +138,12 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 fix='HepScaleExecutor(closure="full")',
             )
         for name in ("extra_packages", "exclude_packages", "files"):
-            if isinstance(getattr(self, name), str):
+            given = getattr(self, name)
+            if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r} cannot be used.",
+                    f"{name}={given!r} cannot be used.",
                     cause="it is a list of names",
-                    fix=f"HepScaleExecutor({name}=[{getattr(self, name)!r}])",
+                    fix=f"HepScaleExecutor({name}=[{str(given or '...')!r}])",
                 )
 
     def __call__(
@@ -167,10 +169,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             return accumulator, 0
         error: HepScaleError | None = None
         try:
-            outcome = self._run(items, function)
-            output = outcome.output
-            if outcome.status != "done":
-                error = advice.error_for(outcome, chunking.unwrap, self.unit)
+            output = self._run(items, function).output
         except HepScaleError as caught:
             error, output = caught, caught.partial_output
         if error is not None and (output is None or isinstance(items[0], FileMeta)):
@@ -194,20 +193,33 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             session.spool(settings.scratch_dir) as spool,
             session.shown(status=self.status) as observer,
         ):
-            job, digest = self._job(run_id, function, spool, observer)
-            chunks = list(chunking.chunks_of(items, digest))
-            engine = LocalEngine(self._slots(), settings, _PRELOAD, job.environment)
-            with session.stop_on_sigint() as stop:
-                if isinstance(items[0], FileMeta):
-                    return Run(job, chunks, engine, observer, None, stop).execute()
-                earlier = self._earlier(settings, digest, chunks, observer)
-                folder = settings.run_dir / run_id
-                written = journal.Journal(folder, digest, self.desc)
-                try:
-                    return Run(job, chunks, engine, observer, written, stop).execute(earlier)
-                finally:
-                    written.close()
-                    journal.prune(settings.run_dir, settings.keep_runs)
+            job, digest, packed = self._job(run_id, function, spool, observer)
+            for text in () if isinstance(items[0], FileMeta) else packed.missing:
+                observer.see(Notice(text))
+            try:
+                outcome = self._execute(job, digest, items, settings, observer)
+                if outcome.status != "done":
+                    raise advice.error_for(outcome, chunking.unwrap, self.unit)
+            except HepScaleError as error:
+                packed.explain(error)
+                raise
+            return outcome
+
+    def _execute(
+        self, job: Job, digest: str, items: list[Any], settings: Settings, observer: Observer
+    ) -> Outcome:
+        chunks = list(chunking.chunks_of(items, digest))
+        engine = LocalEngine(self._slots(), settings, _PRELOAD, job.environment)
+        with session.stop_on_sigint() as stop:
+            if isinstance(items[0], FileMeta):
+                return Run(job, chunks, engine, observer, None, stop).execute()
+            earlier = self._earlier(settings, digest, chunks, observer)
+            written = journal.Journal(settings.run_dir / job.run_id, digest, self.desc)
+            try:
+                return Run(job, chunks, engine, observer, written, stop).execute(earlier)
+            finally:
+                written.close()
+                journal.prune(settings.run_dir, settings.keep_runs)
 
     def _settings(self) -> Settings:
         settings = load_settings()
@@ -220,8 +232,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
 
     def _job(
         self, run_id: str, function: Callable[..., Any], spool: Path, observer: Observer
-    ) -> tuple[Job, str]:
-        """Write what tasks read into `spool`; return the job and the digest of its code."""
+    ) -> tuple[Job, str, packing.RunEnvironment]:
+        """Write what tasks read into `spool`; return job, digest of its code, place."""
+        named = chunking.named_files(self.files)
         session.write(spool / "payload", payload.dump_payload(function, accumulate))
         printed = payload.fingerprint((_versions(), _readable(function)))
         wanted = packing.Wanted(
@@ -231,13 +244,16 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         modules = local.closure((*printed.modules, *packed.modules), printed.codes)
         code = spool / "code" if modules else None
         sources = {}
-        digest = printed.digest + payload.fingerprint([*_installed(printed.modules)]).digest
+        read = [*_installed(printed.modules), *chunking.states(named)]
+        digest = printed.digest + payload.fingerprint(read).digest
+        if packed.environment is not None and packed.environment.whole:
+            # its packages are others than those of this process
+            digest += packed.environment.digest
         if code is not None:
             digest += snapshot.snapshot(modules, code)
             sources = {
                 str(code / name): str(source) for one in modules for name, source in one.files
             }
-        named = list(chunking.named_files(self.files))
         share_mb = int(machine.memory_limit_bytes() / 1e6 * _MEMORY_SHARE / self._slots())
         job = Job(
             run_id=run_id,
@@ -257,7 +273,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             environment=packed.environment,
             widen=packed.widen,
         )
-        return job, digest
+        return job, digest, packed
 
     def _earlier(
         self,

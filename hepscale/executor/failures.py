@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["describe", "from_frame"]
 
 _MOST_REASON = 300
+# the standard library of an unpacked environment, which is nobody's own code
+_UNPACKED = re.compile(r"/[0-9a-f]{64}/lib(?:64)?/python3")
 
 
 def describe(
@@ -107,7 +110,7 @@ def _user_line(told: list[dict[str, Any]]) -> str:
     """Return the innermost line of the user's own code, the root cause's first."""
     for one in reversed(told):
         for file, line, name in reversed(one["frames"]):
-            if not is_installed(file) and not file.startswith("<"):
+            if not (is_installed(file) or file.startswith("<") or _UNPACKED.search(file)):
                 text = linecache.getline(file, line).strip()
                 return f"{_shown(file)}:{line} in {name}" + (f": {text}" if text else "")
     return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from hepscale.config import load_settings
 from hepscale.env import api, archive, environment, local
 from hepscale.env.imports import Import
-from hepscale.errors import ConfigError
+from hepscale.errors import ConfigError, PayloadError
 from hepscale.executor.task import Notice
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from hepscale.env.analysis import Analysis
     from hepscale.env.environment import Environment
+    from hepscale.errors import HepScaleError
     from hepscale.executor.job import Observer
     from hepscale.executor.payload import Fingerprint
 
@@ -26,6 +29,7 @@ __all__ = ["RunEnvironment", "Wanted", "pack"]
 PACKED = "packed"
 _MOST_NOTICES = 3
 _WORTH_TELLING_BYTES = 5_000_000
+_NO_MODULE = re.compile(r"No module named '(\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,32 @@ class RunEnvironment:
         Returns one that has these modules too.
     modules
         Local modules that the notebook imports, beside those that the pickle refers to.
+    missing
+        What the analysis imports and nobody has installed, with what to do about it.
+    archive
+        The name of the given archive; empty where there is none.
+    excluded
+        Modules that the user does not want.
     """
 
     environment: Environment | None = None
     widen: Callable[[Sequence[str]], Environment] | None = None
     modules: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    archive: str = ""
+    excluded: frozenset[str] = frozenset()
+
+    def explain(self, error: HepScaleError) -> None:
+        """Say of a module that a task has missed why the environment does not have it."""
+        if not isinstance(error, ModuleNotFoundError | PayloadError):
+            return
+        found = _NO_MODULE.search("\n".join([*error.items, error.detail]))
+        if found and self.archive:
+            error.cause = f"{self.archive} was packed without {found[1]}"
+            error.fix = f"hepscale env pack --with {found[1]} analysis.ipynb -o env.tar.gz"
+        elif found and found[1] in self.excluded:
+            error.cause = "exclude_packages says that it is not packed"
+            error.fix = f"take what provides {found[1]} out of exclude_packages"
 
 
 def pack(
@@ -71,30 +96,15 @@ def pack(
     preload
         Modules that every task imports.
     observer
-        Is told what takes long, and what was not found.
+        Is told what takes long.
 
     Raises
     ------
     ConfigError, InputError, PackError
         The environment cannot be made.
     """
-    if wanted.environment is None:
-        if wanted.extra or wanted.exclude:
-            raise ConfigError(
-                "extra_packages and exclude_packages say what is packed, and nothing is.",
-                cause="tasks run in the environment of this process",
-                fix='HepScaleExecutor(environment="packed", ...)',
-            )
-        return RunEnvironment()
     if wanted.environment != PACKED:
-        given = str(wanted.environment)
-        if not archive.is_archive(given):
-            raise ConfigError(
-                f"environment={given!r} cannot be used.",
-                cause='it is "packed", or the name of an archive: env.tar.gz, env.tar.zst',
-                fix='HepScaleExecutor(environment="packed")',
-            )
-        return RunEnvironment(archive.take(Path(given).expanduser(), api.store()))
+        return _given(wanted)
     names = {*preload, *printed.modules}
     roots = [Import(name, "the processor", "sure") for name in sorted(names)]
     roots += [
@@ -104,8 +114,44 @@ def pack(
     ]
     packer = _Packer(wanted, roots, observer)
     found = packer.analysis
-    _tell_missing(found, observer)
-    return RunEnvironment(packer.begin(), packer.widen, tuple(one.name for one in found.modules))
+    known = found.need.index.distributions
+    return RunEnvironment(
+        packer.begin(),
+        packer.widen,
+        tuple(one.name for one in found.modules),
+        tuple(_missing(found)),
+        excluded=frozenset(name for one in found.need.excluded for name in known[one].modules),
+    )
+
+
+def _given(wanted: Wanted) -> RunEnvironment:
+    """Return the environment where nothing is to be packed."""
+    given = str(wanted.environment or "")
+    if wanted.environment is not None and not archive.is_archive(given):
+        raise ConfigError(
+            f"environment={given!r} cannot be used.",
+            cause='it is "packed", or the name of an archive: env.tar.gz, env.tar.zst',
+            fix='HepScaleExecutor(environment="packed")',
+        )
+    if wanted.extra or wanted.exclude:
+        raise ConfigError(
+            "extra_packages and exclude_packages say what is packed, and nothing is.",
+            cause=f"tasks run in {given or 'the environment of this process'}",
+            fix='HepScaleExecutor(environment="packed", ...)',
+        )
+    if not given:
+        return RunEnvironment()
+    path = Path(given).expanduser()
+    taken = archive.take(path, api.store())
+    here, there = _minor(sys.version), _minor(taken.python)
+    if here != there:
+        raise ConfigError(
+            f"The archive holds Python {there}, and this is Python {here}.",
+            items=[str(path.absolute())],
+            cause="the code of the analysis is sent as bytecode, which only its own Python reads",
+            fix=f"run the analysis with Python {there}, or pack the environment with Python {here}",
+        )
+    return RunEnvironment(taken, archive=path.name)
 
 
 class _Packer:
@@ -116,6 +162,7 @@ class _Packer:
         self._roots = roots
         self._store = api.store()
         self._tell = _Sayer(observer)
+        # what the environment that tasks run in was made from
         self.analysis = self._analyze(())
         self._missed: list[str] = []
         self._name = ""
@@ -127,7 +174,8 @@ class _Packer:
         self._missed = self._store.recall(self._name) or []
         if self._missed:
             try:
-                made = self._build(self._analyze(self._missed), self._wanted.closure)
+                self.analysis = self._analyze(self._missed)
+                made = self._build(self.analysis, self._wanted.closure)
             except ConfigError:
                 # it is not installed any more
                 self._missed = []
@@ -136,10 +184,14 @@ class _Packer:
         return made
 
     def widen(self, missed: Sequence[str]) -> Environment:
-        """Pack all that is required, and what was missed."""
+        """Pack all that is required, and what was missed; what workers have stays as it is."""
         self._missed = [*dict.fromkeys((*self._missed, *missed))]
         self._store.remember(self._name, self._missed)
-        return self._build(self._analyze(self._missed), "full")
+        need = self.analysis.need
+        packed = (need.index.distributions[name] for name in (*need.imported, *need.others))
+        if not set(missed) <= {module for one in packed for module in one.modules}:
+            self.analysis = self._analyze(self._missed)
+        return self._build(self.analysis, "full")
 
     def _analyze(self, missed: Sequence[str]) -> Analysis:
         extra = (*self._wanted.extra, *missed)
@@ -166,8 +218,11 @@ class _Sayer:
         self._observer.tick()
 
 
-def _tell_missing(found: Analysis, observer: Observer) -> None:
-    missing = [one for one in found.missing if one.how == "sure"]
-    for one in missing[:_MOST_NOTICES]:
+def _missing(found: Analysis) -> Iterator[str]:
+    for one in [one for one in found.missing if one.how == "sure"][:_MOST_NOTICES]:
         where = one.where[0] if one.where else "the processor"
-        observer.see(Notice(f"{one.name} ({where}) was not found and is not packed: {one.fix}"))
+        yield f"{one.name} ({where}) was not found and is not packed: {one.fix}"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split()[0].split(".")[:2])

@@ -84,6 +84,8 @@ def draw(state: RunState, width: int = _WIDEST) -> RenderableType:
 
 
 def _facts(state: RunState, room: int) -> list[Text]:
+    if state.started_s is None:
+        return []
     progress = [
         events_text(state),
         rate_text(state),

@@ -106,7 +106,9 @@ def _plural(number: int, noun: str) -> str:
 
 
 def chunks_text(state: RunState) -> str:
-    """Return ``21 of 40 chunks``."""
+    """Return ``21 of 40 chunks``, or that the run has not begun."""
+    if state.started_s is None:
+        return "being prepared"
     noun = _plural(state.chunks_total, _noun(state))
     return f"{state.chunks_done:,} of {state.chunks_total:,} {noun}"
 
@@ -169,6 +171,8 @@ def failure_lines(state: RunState, most: int = _MOST_FAILURES) -> list[str]:
 
 def progress_text(state: RunState) -> str:
     """Return where the run stands on one line, for a log."""
+    if state.started_s is None:
+        return f"{_title(state)}: {chunks_text(state)}"
     parts = [
         chunks_text(state),
         events_text(state),
@@ -183,6 +187,8 @@ def progress_text(state: RunState) -> str:
 
 def final_text(state: RunState) -> str:
     """Return how the run ended on one line, with its time and its rate, for a terminal or a log."""
+    if state.started_s is None:
+        return _counts(state)
     rate = rate_text(state)
     took = f"in {duration_text(state.elapsed_s, tenths=True)}" + (f" ({rate})" if rate else "")
     text = f"{_counts(state)} {took}, {failed_text(state)}"
@@ -196,6 +202,8 @@ def summary_text(state: RunState) -> str:
 
     Hence no times, rates, sizes or names of workers, and failures in the order of the chunks.
     """
+    if state.started_s is None:
+        return _counts(state)
     lines = [f"{_counts(state)}, {state.chunks_failed:,} failed"]
     failures = sorted(state.failures, key=lambda f: (f.dataset, f.file, f.start, f.stop))
     for failure in failures[:_MOST_FAILURES]:
@@ -217,6 +225,8 @@ def _title(state: RunState) -> str:
 
 
 def _counts(state: RunState) -> str:
+    if state.started_s is None:
+        return f"{_title(state)}: did not begin"
     text = f"{_title(state)}{_ENDED[state.status]}: {chunks_text(state)}"
     entries = state.entries_done
     return f"{text}, {entries:,} {_plural(entries, 'event')}" if entries else text

@@ -56,6 +56,7 @@ def payload(state: RunState) -> dict[str, Any]:
     """Return what the widget shows: short texts, and the progress in per cent (0 to 100)."""
     total = f" of {count_text(state.entries_total)}" if state.counts_entries else ""
     events = count_text(state.entries_done) + total
+    begun = state.started_s is not None
     facts = [
         ("Events", events if state.counts_entries or state.entries_done else ""),
         ("Rate", rate_text(state) or _UNKNOWN),
@@ -68,7 +69,7 @@ def payload(state: RunState) -> dict[str, Any]:
         "desc": one_line(state.desc, 60) or "Run",
         "percent": round(100 * state.fraction, 1),
         "chunks": chunks_text(state),
-        "facts": [[name, value] for name, value in facts if value],
+        "facts": [[name, value] for name, value in facts if value and begun],
         "failures": failure_lines(state),
         "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
     }

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+from typing import NoReturn
 
 
 def _load_package() -> None:
@@ -28,8 +30,24 @@ def _load_package() -> None:
     spec.loader.exec_module(module)
 
 
+def _become(command: list[str]) -> NoReturn:
+    """Run a command in place of this process, as a shell would."""
+    in_use = importlib.import_module("hepscale_worker.scratch").hold_environment(sys.prefix)
+    if in_use >= 0:
+        # for as long as the command runs, whoever it is by then
+        os.set_inheritable(in_use, True)
+    # Python ignores these, and the command would too
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        sys.stderr.write(f"hepscale: {command[0]}: {error.strerror}\n")
+        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--":
-        os.execvp(sys.argv[2], sys.argv[2:])
     _load_package()
+    if sys.argv[1] == "--":
+        _become(sys.argv[2:])
     importlib.import_module("hepscale_worker.forkserver").main(sys.argv[1])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decoder"]
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 17
 _GZIP_WINDOW = 31
 
 

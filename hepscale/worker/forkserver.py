@@ -17,7 +17,6 @@ folders go with it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
@@ -30,7 +29,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import READY, VERSION, absent, child, chunks, proc, scratch
+from . import VERSION, absent, child, chunks, proc, scratch
 
 if TYPE_CHECKING:
     import resource
@@ -277,7 +276,7 @@ def main(settings_path: str) -> None:
     if settings.get("sys_path") is not None:
         sys.path[:] = settings["sys_path"]
     absent.watch(settings.get("known", ()))
-    in_use = _hold_environment()
+    in_use = scratch.hold_environment(sys.prefix)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     proc.adopt_orphans()
     server = _Forkserver(settings)
@@ -289,17 +288,6 @@ def main(settings_path: str) -> None:
         server.close()
         if in_use >= 0:
             os.close(in_use)
-
-
-def _hold_environment() -> int:
-    """Lock the mark of the unpacked environment, so that nobody removes it; -1 if there is none."""
-    try:
-        mark = os.open(os.path.join(sys.prefix, READY), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    with contextlib.suppress(OSError):
-        fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return mark
 
 
 def _listen(folder: str) -> socket.socket:

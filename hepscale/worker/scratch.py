@@ -13,7 +13,9 @@ import os
 import shutil
 import tempfile
 
-__all__ = ["make", "sweep"]
+from . import READY
+
+__all__ = ["hold_environment", "make", "sweep"]
 
 _PREFIX = "hepscale"
 
@@ -59,6 +61,23 @@ def sweep(parent: str) -> list[str]:
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)
     return removed
+
+
+def hold_environment(prefix: str) -> int:
+    """Lock the mark of an unpacked environment, so that nobody removes it.
+
+    Returns
+    -------
+    int
+        The descriptor that holds the lock; -1 where `prefix` is no such environment.
+    """
+    try:
+        mark = os.open(os.path.join(prefix, READY), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    with contextlib.suppress(OSError):
+        fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return mark
 
 
 def _is_stale(path: str) -> bool:

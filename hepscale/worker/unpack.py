@@ -31,7 +31,7 @@ FORMAT = "1"
 READY = ".hepscale-ready"
 _DAMAGED, _NO_ROOM, _NOT_WRITTEN = 81, 82, 83
 _NO_TOOL, _NO_PYTHON, _NOT_UNDERSTOOD, _TOO_LONG = 86, 87, 88, 89
-_BLOCK_BYTES, _PIECE_BYTES, _READ_AHEAD = 1 << 20, 1 << 17, 4
+_BLOCK_BYTES, _READ_AHEAD = 1 << 20, 4
 _OTHER_VERSION = (
     "it was packed by another version of HepScale, or changed on its way",
     "submit the tasks again, with one version of HepScale on both sides",

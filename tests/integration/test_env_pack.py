@@ -159,7 +159,6 @@ def test_what_is_left_out(done: Done) -> None:
     assert f"{wheels.SITE}/projector/beam.py" in names
 
 
-@pytest.mark.xfail(reason="an editable project is local code: its metadata is not looked for")
 def test_metadata_of_an_editable_project(done: Done) -> None:
     assert f"{wheels.SITE}/projector-1.0.dist-info/METADATA" in members(done.packed.path)
     assert done.packed.spec.distributions["projector"].version == "1.0"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from conda_pack.prefixes import replace_prefix
 
-import hepscale
 from hepscale.env import contents, native
 from hepscale.env.contents import Entry, Relocation
 from hepscale.errors import PackError
@@ -149,7 +148,7 @@ def test_signature_changes_with_what_is_to_be_done(
         contents.signature([dataclasses.replace(entry, **{name: value})])
         for name, value in changes.items()
     }
-    monkeypatch.setattr(hepscale, "__version__", "1000")
+    monkeypatch.setattr(contents, "_TREATED_AS", b"another")
     told.add(contents.signature([entry]))
     assert len(told) == 3 + len(changes) + 1
 
@@ -191,6 +190,14 @@ SCRIPTS = {
     "long": (
         f"#!/bin/sh\n'''exec' \"{PREFIX}/bin/python\" \"$0\" \"$@\"\n' '''\n",
         "#!/usr/bin/env python\n",
+    ),
+    "long, of conda": (
+        f"#!/bin/sh\n'''exec' \"{PREFIX}/bin/python3.11\" \"$0\" \"$@\" #'''\n",
+        "#!/usr/bin/env python3.11\n",
+    ),
+    "long, with options": (
+        f"#!/bin/sh\n'''exec' \"{PREFIX}/bin/python\" -I \"$0\" \"$@\"\n' '''\n",
+        "#!/usr/bin/env -S python -I\n",
     ),
     "long, without quotes": (
         f"#!/bin/sh\n'''exec' /deep{'/deep' * 50}/bin/python3.11 \"$0\" \"$@\"\n' '''\n",
@@ -298,19 +305,41 @@ def test_record_of_conda(tmp_path: Path) -> None:
     record = {
         "name": "x",
         "url": "file:///home/me/channel/x.conda",
-        "channel": "https://conda.anaconda.org/conda-forge",
+        "channel": "https://me:secret@conda.example.org/t/xy-0123456789abcdef/conda-forge",
         "extracted_package_dir": "/home/me/pkgs/x",
         "package_tarball_full_path": "/home/me/pkgs/x.conda",
         "link": {"source": "/home/me/pkgs/x", "type": 1},
+        "indexed_timestamp": 5,
         "files": ["bin/x"],
+        "paths_data": {
+            "paths": [
+                {"_path": "lib/x.py", "path_type": "hardlink", "sha256": "a", "size_in_bytes": 1},
+                {
+                    "_path": "etc/x",
+                    "path_type": "hardlink",
+                    "sha256": "b",
+                    "sha256_in_prefix": "c",
+                    "size_in_bytes": 2,
+                    "prefix_placeholder": "/opt/placeholder",
+                },
+                {"_path": "bin/x", "path_type": "unix_python_entry_point", "sha256": "d"},
+            ]
+        },
     }
     entry = put(tmp_path, json.dumps(record).encode(), treat="conda-meta")
     data = contents.content(entry).data
-    assert b"/home/me" not in data
+    for word in (b"/home/me", b"secret", b"0123456789"):
+        assert word not in data
     told = json.loads(data)
-    assert (told["name"], told["files"], told["link"]["type"]) == ("x", ["bin/x"], 1)
-    assert told["channel"] == record["channel"]
-    # the order in which an installer has written it does not matter
+    assert (told["name"], told["files"]) == ("x", ["bin/x"])
+    assert told["channel"] == "https://conda.example.org/conda-forge"
+    # what depends on the place stays behind
+    assert [sorted(one.values(), key=str) for one in told["paths_data"]["paths"]] == [
+        [1, "a", "hardlink", "lib/x.py"],
+        ["/opt/placeholder", "b", "etc/x", "hardlink"],
+        ["bin/x", "unix_python_entry_point"],
+    ]
+    # and the order in which an installer has written it does not matter
     record = dict(reversed(list(record.items())))
     entry = put(tmp_path, json.dumps(record).encode(), treat="conda-meta")
     assert contents.content(entry).data == data
@@ -342,11 +371,12 @@ def test_odd_record(tmp_path: Path, data: bytes) -> None:
 
 def test_folders_of_this_machine(tmp_path: Path) -> None:
     entry = put(tmp_path, b"x = '/srv/py/lib'  # /srv/py\n", private=("/srv/py",))
-    assert contents.content(entry) == (b"x = '/hepscale/lib'  # /hepscale\n", None)
-    data = b"\0/srv/python/lib\0/srv/py\0/s\0"
-    entry = put(tmp_path, data, private=("/srv/python", "/srv/py", "/none"))
+    assert contents.content(entry) == (b"x = '/hepscale/py/lib'  # /hepscale/py\n", None)
+    data = b"\0/home/me/pythons/3.11/lib\0/srv/py\0/s\0"
+    entry = put(tmp_path, data, private=("/home/me/pythons/3.11", "/srv/py", "/none"))
     made = contents.content(entry).data
-    assert made == b"\0/hepscale__/lib\0/hepsca\0/s\0"
+    # linkers let other strings share the end of one
+    assert made == b"\0/hepscale////////3.11/lib\0/hep/py\0/s\0"
     assert len(made) == len(data)
     noted = dataclasses.replace(entry, sha256=sha(b"noted"), installed_ns=2**62)
     assert contents.digest(noted) == contents.digest(Entry(entry.target, data=made))

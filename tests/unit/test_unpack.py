@@ -485,7 +485,9 @@ def prefix(tmp_path):
     """An unpacked prefix with one file to be relocated."""
     (tmp_path / "hepscale").mkdir()
     (tmp_path / "hepscale" / "prefixes.py").write_bytes(PREFIXES)
-    (tmp_path / "hepscale" / "relocate-packages.json").write_text(json.dumps([["x", "/old", "text"]]))
+    (tmp_path / "hepscale" / "relocate-packages.json").write_text(
+        json.dumps([["x", "/old", "text"]])
+    )
     (tmp_path / "x").write_text("/old/lib")
     return tmp_path
 

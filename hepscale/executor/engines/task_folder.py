@@ -28,12 +28,13 @@ def write(folder: Path, task: Task) -> None:
     depth = max((_steps_up(one.name) for one in task.inputs), default=0)
     cwd = folder.joinpath("work.d", *["_"] * depth)
     cwd.mkdir(parents=True)
-    for one in task.inputs:
+    # folders before what lies in them: through a link that would be made in the user's own folder
+    for one in sorted(task.inputs, key=lambda one: one.name.count("/")):
         link = Path(os.path.normpath(cwd / one.name))
         link.parent.mkdir(parents=True, exist_ok=True)
         # a name like a/../b needs the folder a
         (cwd / one.name).parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
+        if not os.path.lexists(link):
             link.symlink_to(one.source)
     (folder / "work").write_bytes(task.work)
     spec = {

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hepscale.env import api
 from hepscale.env.local import is_installed
 from hepscale.env.store import drop_damaged
 from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
@@ -38,14 +40,15 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# how stage0.sh and unpack.py say why they have ended
+# how stage0.sh and unpack.py say why they have ended, and their exit code for a damaged layer
+_DAMAGED = 81
 _TOLD = re.compile(r"HepScale: (.*)\n((?:  .*\n)*)Likely cause: (.*)\nNext: (.*)")
 
 _WORKER = Path(__file__).parents[2] / "worker"
 # one process a slot is the unit of parallelism: libraries must not start threads of their own
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # variables that would lead a packed Python back to packages that were not packed
-_LEAD_BACK = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONNOUSERSITE"})
+_LEAD_BACK = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
 # the first task of an environment waits until that is unpacked
 _CONNECT_S = 600.0
 
@@ -103,6 +106,14 @@ class Forkserver:
         """Return why there is no worker: what ``stage0.sh`` has said, or its last lines."""
         said = self.said()
         told = _TOLD.search(said)
+        code = self.process.poll() or 0
+        if told is None and code < 0:
+            return EngineError(
+                f"The worker process of this machine was ended by {_signal_name(-code)}.",
+                items=[line for line in said.splitlines() if line][-3:],
+                cause="the machine is short of memory, or somebody has ended it",
+                fix="run again; hepscale doctor shows the memory that there is",
+            )
         if told is None:
             return EngineError(
                 "The worker process of this machine did not start.",
@@ -111,9 +122,14 @@ class Forkserver:
                 fix="hepscale doctor",
             )
         fact, items, cause, fix = told.groups()
-        if self.environment is not None and not self.environment.whole:
-            dropped = drop_damaged(self.environment.layers)
-            fix = "run again: what was damaged is packed anew" if dropped else fix
+        if self.environment is not None:
+            # an archive of the user's is not ours to remove
+            store = api.store().folder
+            layers = [one for one in self.environment.layers if one.path.is_relative_to(store)]
+            if drop_damaged(layers):
+                fix = "run again: what was damaged is packed anew"
+            elif self.environment.whole and code == _DAMAGED:
+                fix = "copy the archive again, or make it anew with hepscale env pack"
         return PackError(fact, items=[*map(str.strip, items.splitlines())], cause=cause, fix=fix)
 
     def said(self) -> str:
@@ -196,6 +212,7 @@ def give_back(server: Forkserver) -> None:
         if not server.alive:
             for key in [key for key, value in _pool.items() if value is server]:
                 del _pool[key]
+            server.end()
 
 
 def shutdown(*, idle_only: bool = False) -> None:
@@ -229,13 +246,21 @@ def worker_environ(prefix: Path | None = None) -> dict[str, str]:
     if prefix is None:
         return environ
     ours = sys.prefix if sys.prefix not in {"/usr", "/usr/local"} else str(prefix)
+    # not a folder beside it whose name only begins like this one's
+    named = re.compile(rf"(?<![^:=,;\s]){re.escape(ours)}(?=[/:=,;\s]|$)")
     kept = {
-        name: value.replace(ours, str(prefix))
+        name: named.sub(lambda _: str(prefix), value)
         for name, value in environ.items()
         if name not in _LEAD_BACK
     }
     path = [str(prefix / "bin"), *kept.get("PATH", os.defpath).split(os.pathsep)]
-    return {**kept, "PATH": os.pathsep.join(dict.fromkeys(path)), "CONDA_PREFIX": str(prefix)}
+    return {
+        **kept,
+        "PATH": os.pathsep.join(dict.fromkeys(path)),
+        "CONDA_PREFIX": str(prefix),
+        # what the user has installed for himself is packed too, if it is needed
+        "PYTHONNOUSERSITE": "1",
+    }
 
 
 def from_layers(
@@ -269,6 +294,13 @@ def scratch_unusable(folder: Path, error: OSError) -> RunDirectoryError:
         cause="it is missing, read-only or full",
         fix="export HEPSCALE_SCRATCH_DIR=<a folder on a local disk>",
     )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _mtime_ns(entry: str) -> int:
