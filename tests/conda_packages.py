@@ -104,16 +104,16 @@ def _sharing() -> list[Package]:
     sharer.files = {
         f"{below}/__init__.py": _SHARER.encode(),
         f"{below}/inner/__init__.py": b"",
-        f"{below}/_version{SUFFIX}": _library(
+        f"{below}/_version{SUFFIX}": library(
             "_version", "libshare.so.1", "libforgotten.so.1", rpath="$ORIGIN/../../.."
         ),
-        f"{below}/inner/_version{SUFFIX}": _library(
+        f"{below}/inner/_version{SUFFIX}": library(
             "_version", "libshare.so.1", runpath="$ORIGIN/../../../.."
         ),
     }
     share = Package("libshare", "1.2", ["_under", "data_files >=1", "empty", "__glibc >=2.17"])
     share.files = {
-        "lib/libshare.so.1.2": _library("libshare.so.1", "libunder.so.1", runpath="$ORIGIN/."),
+        "lib/libshare.so.1.2": library("libshare.so.1", "libunder.so.1", runpath="$ORIGIN/."),
         "lib/libshare.json": f'{{"prefix": "{PLACEHOLDER}"}}\n'.encode(),
         "libexec/share-tool": f"#!{PLACEHOLDER}/bin/python\nprint('{PLACEHOLDER}')\n".encode(),
         "etc/conda/activate.d/share.sh": b'export SHARE_HOME="$CONDA_PREFIX/share"\n',
@@ -126,11 +126,11 @@ def _sharing() -> list[Package]:
         "lib/libshare.so": "libshare.so.1",
         "share/shared": "data_files",
     }
-    under = Package("_under", "1.0", files={"lib/libunder.so.1": _library("libunder.so.1")})
+    under = Package("_under", "1.0", files={"lib/libunder.so.1": library("libunder.so.1")})
     under.files["share/under.txt"] = b"under\n"
     data = Package("data_files", "1.0", files={"share/data_files/table.txt": b"1 2 3\n"})
     forgotten = Package("forgotten", "1.0", files={"share/forgotten.txt": b"forgotten\n"})
-    forgotten.files["lib/libforgotten.so.1"] = _library("libforgotten.so.1")
+    forgotten.files["lib/libforgotten.so.1"] = library("libforgotten.so.1")
     return [sharer, share, under, data, forgotten, Package("empty", "1.0")]
 
 
@@ -169,7 +169,7 @@ def _as_conda_forge(package: Package) -> Package:
     return package
 
 
-def _library(soname: str, *needs: str, rpath: str = "", runpath: str = "") -> bytes:
+def library(soname: str, *needs: str, rpath: str = "", runpath: str = "") -> bytes:
     """Return a shared library: a real one, that a process can load."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "library")

@@ -284,7 +284,7 @@ def test_run_directory_that_fills_up_in_mid_run(files, tmp_path, capsys):
 
 @pytest.mark.root
 def test_scratch_folder_that_fills_up_in_mid_run(files, tmp_path):
-    with mounted(tmp_path / "small", "size=2m") as folder, pytest.MonkeyPatch.context() as patch:
+    with mounted(tmp_path / "small", "size=8m") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPSCALE_SCRATCH_DIR", str(folder))
 
         def fills(events):
@@ -307,7 +307,7 @@ def test_scratch_folder_that_fills_up_in_mid_run(files, tmp_path):
 
 @pytest.mark.root
 def test_chunk_that_writes_more_than_there_is_room_for(files, tmp_path):
-    with mounted(tmp_path / "small", "size=2m") as folder, pytest.MonkeyPatch.context() as patch:
+    with mounted(tmp_path / "small", "size=8m") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPSCALE_SCRATCH_DIR", str(folder))
 
         def fills(events):

@@ -24,8 +24,8 @@ from conda_packages import LIBRARY, SUFFIX, UNWANTED
 
 import hepscale
 from hepscale.config import load_settings
-from hepscale.env import api, archive, environment, pack
-from hepscale.env.contents import Content, content
+from hepscale.env import api, archive, environment, layers, pack
+from hepscale.env.contents import Content, Entry, content
 from hepscale.env.environment import Environment, Packed
 from hepscale.env.plan import Plan
 from hepscale.executor.engines import warm
@@ -451,6 +451,21 @@ def test_libraries_and_data_count_as_imported_with_what_needs_them(
     need = planned(tmp_path, "import sharer", live).need
     assert set(need.imported) == {"sharer", "libshare", "under", "data-files", "empty"}
     assert need.others == ()
+
+
+def test_library_of_the_prefix_goes_before_another_of_its_name(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    made = {"libx.so.1": "", "other/libx.so.1": "", "module.so": str(other)}
+    for name, rpath in made.items():
+        needs = ("libx.so.1",) if rpath else ()
+        (tmp_path / name).write_bytes(conda_packages.library("libx.so.1", *needs, rpath=rpath))
+    given = [
+        Entry("lib/libx.so.1", str(tmp_path / "libx.so.1")),
+        Entry("lib/module.so", str(tmp_path / "module.so")),
+    ]
+    entries, _ = layers.libraries(given)
+    assert [one.target for one in entries] == ["lib/libx.so.1", "lib/module.so"]
 
 
 def test_package_that_pip_has_replaced(live: Path, tmp_path: Path) -> None:
