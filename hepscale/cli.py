@@ -134,14 +134,21 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
-        def tell(label: str, done: int, total: int) -> None:
-            if label not in bars:
-                bars[label] = progress.add_task(f"Packing {label}", total=total)
-            progress.update(bars[label], completed=done)
+    def tell(label: str, done: int, total: int) -> None:
+        if not bars:
+            # not before: even without a bar it would write a line
+            progress.start()
+        if label not in bars:
+            bars[label] = progress.add_task(f"Packing {label}", total=total)
+        progress.update(bars[label], completed=done)
 
+    try:
         yield tell
+    finally:
+        if bars:
+            progress.stop()
 
 
 @main.group()

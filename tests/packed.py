@@ -98,13 +98,14 @@ def forget() -> None:
         path.unlink()
 
 
-def another_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Use another cache, in which the same layers are packed but nothing is unpacked."""
-    before = cache()
+def another_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: Path | None = None
+) -> Iterator[Path]:
+    """Use another cache, in which nothing is unpacked; packed is what is in the cache `source`."""
+    for top, name in ((cache(), "learnt"), (source, "environments")):
+        if top is not None and (top / name).exists():
+            shutil.copytree(top / name, folder / name)
     monkeypatch.setenv("HEPSCALE_CACHE_DIR", str(folder))
-    for name in ("environments", "learnt"):
-        if (before / name).exists():
-            shutil.copytree(before / name, folder / name)
     yield folder
     hepscale.shutdown()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import nbformat.v4
 import pytest
-from site_folder import finder, write
+from site_folder import write
 from sites import Site
 
 from hepscale import env_report
@@ -295,13 +295,6 @@ def test_namespace_package(look: Look) -> None:
     assert files(found, "space") == {"space/one.py", "space/deep/two.py", "space/other.py"}
 
 
-@pytest.mark.xfail(reason="what is installed in a namespace that is also local is not looked for")
-def test_namespace_package_that_is_partly_installed(look: Look, site: Site) -> None:
-    site.put("installed", {"space/installed.py": ""})
-    found = look({"analysis.py": "import space.own, space.installed\n", "space/own.py": ""})
-    assert names(found) == (["installed"], ["space"], [])
-
-
 def test_folders_where_python_looks(
     look: Look, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,23 +305,6 @@ def test_folders_where_python_looks(
     found = look({"analysis.py": "import by_variable, by_pth, not_there\n"})
     assert names(found)[1:] == (["by_pth", "by_variable"], ["not_there"])
     assert names(found)[0] == ["idle", "lamp", "shade"]
-
-
-@pytest.mark.xfail(reason="finders of another interpreter are not read: its code stays behind")
-def test_editable_project_that_a_finder_leads_to(look: Look, site: Site, tmp_path: Path) -> None:
-    # as setuptools writes it; the interpreter is another one, whose finders do not run here
-    write(tmp_path / "project", {"pyproject.toml": "", "tool/__init__.py": "import lamp\n"})
-    code = finder({"tool": tmp_path / "project/tool"})
-    site.put(
-        "tool",
-        {
-            "__editable__.tool-1.0.pth": "import __editable___tool_1_0_finder\n",
-            "__editable___tool_1_0_finder.py": code,
-        },
-    )
-    found = look({"analysis.py": "import tool\n"})
-    assert "tool" in names(found)[1]
-    assert names(found)[0] == ["lamp", "shade", "tool"]
 
 
 def test_edit_is_seen(look: Look) -> None:

@@ -388,3 +388,28 @@ def test_the_widget_takes_no_html_from_outside() -> None:
     script = (Path(view_base.__file__).parent / "static" / "run.js").read_text()
     assert "innerHTML" not in script
     assert 'setAttribute("role", "progressbar")' in script
+
+
+def test_a_run_that_has_not_begun_is_not_counted() -> None:
+    """Its environment is packed before anything is known of its chunks."""
+    state = RunState()
+    apply(state, Notice("Packing packages"), 1.0)
+    stream = io.StringIO()
+    view = LinesView(stream)
+    view.update(state, force=True)
+    view.close(state)
+    assert stream.getvalue().splitlines() == [
+        "  note: Packing packages",
+        "Run: being prepared",
+        "Run: did not begin",
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(draw(state, 80))
+    assert "Run" in console.file.getvalue()
+    assert "being prepared" in console.file.getvalue()
+    assert "0 of 0" not in console.file.getvalue()
+    assert "elapsed" not in console.file.getvalue()
+    sent = payload(state)
+    assert (sent["chunks"], sent["facts"]) == ("being prepared", [])
+    assert sent["notices"] == ["Packing packages"]
+    assert final_bundle(state) == {"text/plain": "Run: did not begin"}

@@ -21,7 +21,7 @@ from hepscale.env import api
 from hepscale.env.local import is_installed
 from hepscale.env.store import drop_damaged
 from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
-from hepscale.worker import VERSION, scratch
+from hepscale.worker import READY, VERSION, scratch
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
@@ -191,9 +191,12 @@ def lease(
         state, path = (environment.digest, environment.absent), []
     place = (str(settings.scratch_dir), str(settings.cache_dir), settings.idle_s)
     key = (os.getpid(), sys.executable, state, place, preload, within)
+    prefix = unpacked(settings, environment)
     with _lock:
         server = _pool.get(key)
-        if server is None or not server.alive:
+        # somebody may have removed the files that it has not imported yet
+        lost = server is not None and server.used and prefix and not (prefix / READY).exists()
+        if server is None or not server.alive or lost:
             for old_key, old in list(_pool.items()):
                 if not old.users:
                     del _pool[old_key]
@@ -212,6 +215,7 @@ def give_back(server: Forkserver) -> None:
         if not server.alive:
             for key in [key for key, value in _pool.items() if value is server]:
                 del _pool[key]
+        if not server.users and server not in _pool.values():
             server.end()
 
 
