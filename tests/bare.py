@@ -6,17 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import hepscale
 from hepscale.config import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WORKER = Path(hepscale.__file__).parent / "worker"
 
@@ -43,28 +38,22 @@ def minbase() -> Path:
     return kept
 
 
-@contextmanager
-def chroot(folder: Path, *shared: Path) -> Iterator[tuple[str, ...]]:
-    """Yield the command that runs others in a minbase, which shares some folders with us."""
+def chroot(folder: Path, *shared: Path) -> tuple[str, ...]:
+    """Return the command that runs others in a minbase, which shares some folders with us.
+
+    The mounts are its own: they end with it, whatever becomes of the test.
+    """
     base = minbase()
-    root, work = folder / "root", folder / "work"
-    for one in (root, work, folder / "changes"):
+    assert not list(base.glob("usr/bin/python*"))
+    root, work, changes = (folder / name for name in ("root", "work", "changes"))
+    for one in (root, work, changes):
         one.mkdir(parents=True)
-    layers = f"lowerdir={base},upperdir={folder / 'changes'},workdir={work}"
-    seen = (Path("/proc"), Path("/dev"), WORKER, *shared)
-    mounts = [
-        ["-t", "overlay", "overlay", "-o", layers, str(root)],
-        *(["--bind", str(one), f"{root}{one}"] for one in seen),
-    ]
-    try:
-        for mount in mounts:
-            Path(mount[-1]).mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", *mount], check=True)
-        assert not list(root.glob("usr/bin/python*"))
-        yield ("chroot", str(root))
-    finally:
-        for mount in reversed(mounts):
-            subprocess.run(["umount", "--lazy", mount[-1]], check=False, stderr=subprocess.DEVNULL)
+    layers = f"lowerdir={base},upperdir={changes},workdir={work}"
+    script = [f"mount -t overlay overlay -o '{layers}' '{root}'"]
+    for one in (Path("/proc"), Path("/dev"), WORKER, *shared):
+        script += [f"mkdir -p '{root}{one}'", f"mount --bind '{one}' '{root}{one}'"]
+    script += [f"exec chroot '{root}' \"$@\""]
+    return ("unshare", "--mount", "sh", "-ec", "; ".join(script), "sh")
 
 
 def without(*hidden: Path) -> tuple[str, ...]:

@@ -61,9 +61,8 @@ def test_the_demo_runs_in_a_chroot_without_python(
     expected = run(fileset)
     data = Path(next(iter(fileset.values()))[0]).parent
     cache = Path(os.environ["XDG_CACHE_HOME"])
-    with bare.chroot(place / "chroot", place / "scratch", cache, data) as within:
-        assert run_within(within, monkeypatch, fileset, closure=closure) == expected
-        hepscale.shutdown()
+    within = bare.chroot(place / "chroot", place / "scratch", cache, data)
+    assert run_within(within, monkeypatch, fileset, closure=closure) == expected
 
 
 def test_the_demo_runs_where_home_and_python_are_hidden(
