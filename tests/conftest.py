@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import packed
 import pytest
 import support
 import uproot
@@ -16,6 +18,10 @@ import hepscale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# under nohup it is ignored, and would be by all processes that tests start and send it to
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -122,3 +128,21 @@ def left_over() -> list[object]:
     deeper = [name for name in support.scratch() if "/" in name]
     running = support.processes()
     return [*deeper, *(running.values() if len(running) > len(servers) else ())]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let packed runs need few packages, and forget what earlier ones have missed."""
+    packed.without_coffea(monkeypatch)
+    packed.forget()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return a function that says what runs with ``status=True`` have told."""
+    monkeypatch.setenv("HEPSCALE_VIEW", "lines")
+    return lambda: [
+        line.partition("note: ")[2]
+        for line in capsys.readouterr().err.splitlines()
+        if "note: " in line and "Packing" not in line
+    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hepscale.env import contents, layers, pack
 from hepscale.env.contents import Entry
+from hepscale.env.left_out import left_out
 from hepscale.env.spec import Item, Spec
 from hepscale.errors import PackError
 
@@ -47,7 +48,7 @@ class Environment:
     code
         The layer of local modules, if there are any.
     absent
-        Top-level modules that are installed here and that this environment does not have.
+        Modules that are there and that this environment does not have, for workers to watch for.
     whole
         Whether it came as one archive, which brings its own ``conda-unpack``.
     """
@@ -129,7 +130,7 @@ def build(
     ]
     groups = tuple(group for group, _ in found)
     made, own = [layer for _, layer in found[:3] if layer], found[3][1]
-    absent = _left_out(planned, closure)
+    absent = left_out(need, closure)
     spec = _spec(planned, groups, closure)
     digest = _digest(one.content for one in made)
     listed = [*made, own] if own else made
@@ -284,14 +285,3 @@ def _digest(parts: Iterable[str]) -> str:
     for one in parts:
         total.update(f"{one}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
-
-
-def _left_out(planned: Plan, closure: Closure) -> tuple[str, ...]:
-    """Return the top-level modules that are installed and not packed; not those unwanted."""
-    need = planned.need
-    known = need.index.distributions
-    packed = {*need.imported, *(need.others if closure == "full" else ())}
-    there = {module for name in packed for module in known[name].modules}
-    there |= {module.name for module in need.modules} | need.interpreter.stdlib_names
-    left = known.keys() - packed - {*need.excluded}
-    return tuple(sorted({module for name in left for module in known[name].modules} - there))

@@ -94,6 +94,11 @@ class Index:
             part = part.rpartition(".")[0]
         return names[:1]
 
+    def shared_parts(self) -> Iterator[tuple[str, str]]:
+        """Yield distribution and dotted module of what lies in packages that several share."""
+        for module, name in self._parts.modules.items():
+            yield name, module
+
     def module_file(self, module: str) -> str | None:
         """Return the file of an installed module.
 

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from hepscale.env.interpreter import Interpreter
     from hepscale.env.local import LocalModule
 
-__all__ = ["code", "decoder", "has_zstd", "interpreter", "libraries", "packages", "private"]
+__all__ = [
+    "code",
+    "decoder",
+    "has_zstd",
+    "interpreter",
+    "libraries",
+    "optional_modules",
+    "packages",
+    "private",
+]
 
 # parts of the standard library that no task needs, unless the analysis imports them
 _OPTIONAL = {
@@ -133,6 +142,12 @@ def _optional(inner: str, imported: Collection[str]) -> bool:
         if inner.startswith(parts):
             return not _is_wanted(name, imported)
     return not _TEST_FOLDERS.isdisjoint(inner.split("/")[1:-1])
+
+
+def optional_modules(imported: Collection[str]) -> list[str]:
+    """Return the modules of the standard library that are not packed for this analysis."""
+    names = [*_OPTIONAL, *_BROUGHT_BY]
+    return [one for one in names if not _is_wanted(_BROUGHT_BY.get(one, one), imported)]
 
 
 def _is_wanted(name: str, imported: Collection[str]) -> bool:

@@ -34,6 +34,7 @@ from hepscale.executor.task import Chunk, Notice, Resources
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from hepscale.env.environment import Environment
     from hepscale.executor.job import Observer
     from hepscale.worker.frames import Frame
 
@@ -241,27 +242,21 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             self.environment, self.closure, (*self.extra_packages,), (*self.exclude_packages,)
         )
         packed = packing.pack(wanted, printed, _PRELOAD, observer)
-        modules = local.closure((*printed.modules, *packed.modules), printed.codes)
-        code = spool / "code" if modules else None
-        sources = {}
+        code = _Code(spool, printed)
         read = [*_installed(printed.modules), *chunking.states(named)]
         digest = printed.digest + payload.fingerprint(read).digest
         if packed.environment is not None and packed.environment.whole:
             # its packages are others than those of this process
             digest += packed.environment.digest
-        if code is not None:
-            digest += snapshot.snapshot(modules, code)
-            sources = {
-                str(code / name): str(source) for one in modules for name, source in one.files
-            }
+        digest += code.take(packed)
         share_mb = int(machine.memory_limit_bytes() / 1e6 * _MEMORY_SHARE / self._slots())
         job = Job(
             run_id=run_id,
             desc=self.desc,
             unit=self.unit,
             payload=spool / "payload",
-            code=code,
-            sources=sources,
+            code=code.folder,
+            sources=code.sources,
             merge=accumulate,
             dumps=cloudpickle.dumps,
             split=chunking.split,
@@ -271,7 +266,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             retries=self.retries,
             compression=min(self.compression or 0, _MOST_COMPRESSION),
             environment=packed.environment,
-            widen=packed.widen,
+            widen=code.widener(packed),
         )
         return job, digest, packed
 
@@ -291,6 +286,52 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             )
             return iter(())
         return itertools.chain.from_iterable(map(journal.read, paths))
+
+
+class _Code:
+    """The snapshot of the local modules that the tasks of a run import, the latest one.
+
+    Attributes
+    ----------
+    folder
+        Goes first on ``sys.path``; None where no module is local.
+    sources
+        From all files of snapshots to the user's own.
+    """
+
+    def __init__(self, spool: Path, printed: payload.Fingerprint) -> None:
+        self.folder: Path | None = None
+        self.sources: dict[str, str] = {}
+        self._spool = spool
+        self._printed = printed
+        self._numbers = itertools.count(1)
+
+    def take(self, packed: packing.RunEnvironment) -> str:
+        """Copy the modules as they are now; return their digest."""
+        modules = local.closure((*self._printed.modules, *packed.modules), self._printed.codes)
+        if not modules:
+            return ""
+        folder = self.folder = self._spool / f"code-{next(self._numbers)}"
+        digest = snapshot.snapshot(modules, folder)
+        self.sources.update(
+            (str(folder / name), source) for one in modules for name, source in one.files
+        )
+        return digest
+
+    def widener(
+        self, packed: packing.RunEnvironment
+    ) -> Callable[[Sequence[str]], tuple[Environment | None, Path | None]] | None:
+        """Return how to add modules to the environment and to the snapshot."""
+        widen = packed.widen
+        if widen is None:
+            return None
+
+        def more(missed: Sequence[str]) -> tuple[Environment | None, Path | None]:
+            wider = widen(missed)
+            self.take(wider)
+            return wider.environment, self.folder
+
+        return more
 
 
 def shutdown() -> None:

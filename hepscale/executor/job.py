@@ -28,8 +28,8 @@ class Job:
     environment
         What tasks run in; None: what this process runs in.
     widen
-        Returns an environment that has these modules too, which a task has missed; None where
-        there is no other.
+        Returns environment and code that have these modules too, which a task has missed; None
+        where there are no others.
     sources
         From the files below `code` to the user's own.
     merge
@@ -61,7 +61,7 @@ class Job:
     retries: int
     compression: int
     environment: Environment | None = None
-    widen: Callable[[Sequence[str]], Environment] | None = None
+    widen: Callable[[Sequence[str]], tuple[Environment | None, Path | None]] | None = None
 
 
 class Observer(Protocol):

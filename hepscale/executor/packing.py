@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.config import load_settings
 from hepscale.env import api, archive, environment, local
 from hepscale.env.imports import Import
+from hepscale.env.left_out import local_names
 from hepscale.errors import ConfigError, PayloadError
 from hepscale.executor.task import Notice
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from hepscale.env.analysis import Analysis
     from hepscale.env.environment import Environment
+    from hepscale.env.index import Index
     from hepscale.errors import HepScaleError
     from hepscale.executor.job import Observer
     from hepscale.executor.payload import Fingerprint
@@ -51,7 +53,7 @@ class RunEnvironment:
     environment
         None: what this process runs in.
     widen
-        Returns one that has these modules too.
+        Returns one that has these modules too, and in which they are not watched for any more.
     modules
         Local modules that the notebook imports, beside those that the pickle refers to.
     missing
@@ -63,7 +65,7 @@ class RunEnvironment:
     """
 
     environment: Environment | None = None
-    widen: Callable[[Sequence[str]], Environment] | None = None
+    widen: Callable[[Sequence[str]], RunEnvironment] | None = None
     modules: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     archive: str = ""
@@ -112,16 +114,7 @@ def pack(
         for code in printed.codes
         for name in dict.fromkeys(local.imported(code))
     ]
-    packer = _Packer(wanted, roots, observer)
-    found = packer.analysis
-    known = found.need.index.distributions
-    return RunEnvironment(
-        packer.begin(),
-        packer.widen,
-        tuple(one.name for one in found.modules),
-        tuple(_missing(found)),
-        excluded=frozenset(name for one in found.need.excluded for name in known[one].modules),
-    )
+    return _Packer(wanted, roots, observer).begin()
 
 
 def _given(wanted: Wanted) -> RunEnvironment:
@@ -162,45 +155,56 @@ class _Packer:
         self._roots = roots
         self._store = api.store()
         self._tell = _Sayer(observer)
-        # what the environment that tasks run in was made from
-        self.analysis = self._analyze(())
         self._missed: list[str] = []
+        self._index: Index | None = None
         self._name = ""
 
-    def begin(self) -> Environment:
+    def begin(self) -> RunEnvironment:
         """Pack what was seen in advance, and what earlier runs of the same have missed."""
-        made = self._build(self.analysis, self._wanted.closure)
-        self._name = f"missed-{made.digest}"
+        made = self._pack(self._wanted.closure)
+        assert made.environment is not None
+        self._name = f"missed-{made.environment.digest}"
         self._missed = self._store.recall(self._name) or []
         if self._missed:
-            try:
-                self.analysis = self._analyze(self._missed)
-                made = self._build(self.analysis, self._wanted.closure)
-            except ConfigError:
-                # it is not installed any more
-                self._missed = []
+            made = self._pack(self._wanted.closure)
         settings = load_settings()
         self._store.prune(settings.keep_environments, settings.cache_dir / "unpacked")
         return made
 
-    def widen(self, missed: Sequence[str]) -> Environment:
+    def widen(self, missed: Sequence[str]) -> RunEnvironment:
         """Pack all that is required, and what was missed; what workers have stays as it is."""
         self._missed = [*dict.fromkeys((*self._missed, *missed))]
         self._store.remember(self._name, self._missed)
-        need = self.analysis.need
-        packed = (need.index.distributions[name] for name in (*need.imported, *need.others))
-        if not set(missed) <= {module for one in packed for module in one.modules}:
-            self.analysis = self._analyze(self._missed)
-        return self._build(self.analysis, "full")
+        return self._pack("full")
 
-    def _analyze(self, missed: Sequence[str]) -> Analysis:
-        extra = (*self._wanted.extra, *missed)
-        return api.analyze(
-            extra_packages=extra, exclude_packages=self._wanted.exclude, roots=self._roots
+    def _pack(self, closure: environment.Closure) -> RunEnvironment:
+        # guarded: what was missed once may not be installed any more
+        missed = [Import(name, "a task", "guarded") for name in self._missed]
+        owners = [] if self._index is None else map(self._index.owner, self._missed)
+        found = api.analyze(
+            extra_packages=[*self._wanted.extra, *filter(None, owners)],
+            exclude_packages=self._wanted.exclude,
+            roots=[*self._roots, *missed],
+        )
+        self._index = found.need.index
+        made = environment.build(api.planned(found), self._store, closure, self._tell)
+        known = found.need.index.distributions
+        unwanted = frozenset(name for one in found.need.excluded for name in known[one].modules)
+        watched = {*made.absent, *_beside()} - {*self._missed} - unwanted
+        return RunEnvironment(
+            replace(made, absent=tuple(sorted(watched))),
+            self.widen,
+            tuple(one.name for one in found.modules),
+            tuple(_missing(found)),
+            excluded=unwanted,
         )
 
-    def _build(self, found: Analysis, closure: environment.Closure) -> Environment:
-        return environment.build(api.planned(found), self._store, closure, self._tell)
+
+def _beside() -> set[str]:
+    """Return the local modules that computed imports may lead to."""
+    folders = [Path(entry).absolute() for entry in sys.path]
+    own = [str(one) for one in folders if not local.is_installed(str(one / "x"))]
+    return {name for folder in own for name in local_names(folder)}
 
 
 class _Sayer:

@@ -203,7 +203,8 @@ class Run:
                     "and the next time at once; what missed it is run again."
                 )
             )
-            self._job = replace(job, environment=job.widen(missed))
+            environment, code = job.widen(missed)
+            self._job = replace(job, environment=environment, code=code)
 
     def _learn(self, running: Running, stream_s: float) -> None:
         overhead_s = running.age_s - running.spent_s - stream_s

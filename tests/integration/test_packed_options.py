@@ -1,4 +1,4 @@
-"""What is packed, and what happens in a task to what is not: closures, extra packages, files."""
+"""What is packed, and what is not: closures, extra packages, files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,6 @@ LAZY = "jupyter_core"
 UNDECLARED = "iniconfig"
 
 
-@pytest.fixture
-def few(monkeypatch):
-    packed.without_coffea(monkeypatch)
-    packed.forget()
-
-
-@pytest.fixture
-def told(monkeypatch, capsys):
-    """Return a function that says what runs with ``status=True`` have told."""
-    monkeypatch.setenv("HEPSCALE_VIEW", "lines")
-    return lambda: [
-        line.partition("note: ")[2]
-        for line in capsys.readouterr().err.splitlines()
-        if "note: " in line and "Packing" not in line
-    ]
-
-
 def there(*names):
     """Return those modules that can be imported; a task that looks for others is run again."""
     found = [importlib.machinery.PathFinder.find_spec(name) for name in names]
@@ -62,170 +45,6 @@ def test_only_what_is_imported_is_packed():
     assert calculate(look_again, [0]) == [["cloudpickle", "nbformat", LAZY]]
 
 
-# -- what a task misses ----------------------------------------------------------------------------
-
-
-def imports(name):
-    return import_module(name).__name__
-
-
-def swallows_import_error(name):
-    try:
-        return import_module(name).__name__
-    except ImportError:
-        return "another way"
-
-
-def swallows_exceptions(name):
-    try:
-        return import_module(name).__name__
-    except Exception:
-        return "another way"
-
-
-def swallows_everything(name):
-    try:
-        return import_module(name).__name__
-    except:  # noqa: E722
-        return "another way"
-
-
-def looks(name):
-    import importlib.util
-
-    return name if importlib.util.find_spec(name) else "another way"
-
-
-def in_a_thread(name):
-    from concurrent.futures import ThreadPoolExecutor
-
-    def there():
-        try:
-            return import_module(name).__name__
-        except BaseException:
-            return "another way"
-
-    with ThreadPoolExecutor() as pool:
-        return pool.submit(there).result()
-
-
-WAYS = [
-    imports,
-    swallows_import_error,
-    swallows_exceptions,
-    swallows_everything,
-    looks,
-    in_a_thread,
-]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_module_that_is_missed(way, told):
-    packed.own(way)
-
-    def work(item):
-        import nbformat  # noqa: F401
-
-        return item, way(LAZY if item else "nbformat")
-
-    expected = [(0, "nbformat"), (1, LAZY), (2, LAZY), (3, LAZY)]
-    assert calculate(work, range(4), closure="imports", status=True) == expected
-    (line,) = told()
-    assert line.startswith(f"{LAZY}: imported in a way that is not seen in advance.")
-    # and now it is known
-    assert calculate(work, range(4), closure="imports", status=True) == expected
-    assert told() == []
-
-
-class Holder:
-    """Imports when it is made again from its pickle."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __setstate__(self, state):
-        self.__dict__ = state
-        self.module = import_module(self.name)
-
-    def __getstate__(self):
-        return {"name": self.name}
-
-
-def test_module_that_is_missed_when_the_analysis_is_loaded(told):
-    holder = packed.own(Holder)(LAZY)
-
-    def work(item):
-        import nbformat  # noqa: F401
-
-        return holder.module.__name__
-
-    assert calculate(work, closure="imports", status=True) == [LAZY] * 3
-    assert [line.partition(":")[0] for line in told()] == [LAZY]
-
-
-def test_several_modules_that_are_missed_one_after_the_other(told):
-    names = [LAZY, "platformdirs", UNDECLARED]
-
-    def work(item):
-        import nbformat  # noqa: F401
-
-        return [import_module(name).__name__ for name in names]
-
-    assert calculate(work, closure="imports", status=True) == [names] * 3
-    assert [line.partition(":")[0] for line in told()] == [LAZY, UNDECLARED]
-    assert calculate(work, closure="imports", status=True) == [names] * 3
-    assert told() == []
-
-
-def test_module_that_no_requirement_names(told):
-    def work(item):
-        return import_module(UNDECLARED).__name__
-
-    assert calculate(work, status=True) == [UNDECLARED] * 3
-    assert [line.partition(":")[0] for line in told()] == [UNDECLARED]
-    assert calculate(work, status=True) == [UNDECLARED] * 3
-    assert told() == []
-
-
-def test_module_that_only_the_pickle_refers_to():
-    from iniconfig import IniConfig
-
-    config = IniConfig("none", data="[a]\nb = 7\n")
-
-    def work(item):
-        return item * int(config["a"]["b"])
-
-    assert calculate(work) == [0, 7, 14]
-
-
-def test_what_was_missed_and_is_not_installed_any_more(told):
-    def work(item):
-        import nbformat  # noqa: F401
-
-        return import_module(LAZY).__name__
-
-    assert calculate(work, closure="imports", status=True) == [LAZY] * 3
-    assert len(told()) == 1
-    (memory,) = packed.cache().glob("environments/seen/missed-*")
-    memory.write_text(memory.read_text().replace(LAZY, "gone_meanwhile"))
-    assert calculate(work, closure="imports", status=True) == [LAZY] * 3
-    assert len(told()) == 1
-
-
-def test_chunks_that_miss_nothing_are_not_run_again(tmp_path):
-    def work(item):
-        import nbformat  # noqa: F401
-
-        with open(tmp_path / "ran", "a") as out:
-            out.write(f"{item}\n")
-        if item == 2:
-            import_module(LAZY)
-        return item
-
-    assert calculate(work, range(4), closure="imports", cores=1) == [0, 1, 2, 3]
-    assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "2", "3"]
-
-
 # -- packages that are asked for -------------------------------------------------------------------
 
 
@@ -238,7 +57,7 @@ def test_extra_packages(told):
     assert told() == []
 
 
-def test_extra_package_that_is_a_local_module(tmp_path, monkeypatch):
+def test_extra_package_that_is_a_local_module(told, tmp_path, monkeypatch):
     (tmp_path / "calibration.py").write_text("VALUE = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     name = "calibration"
@@ -246,10 +65,8 @@ def test_extra_package_that_is_a_local_module(tmp_path, monkeypatch):
     def work(item):
         return import_module(name).VALUE
 
-    assert calculate(work, extra_packages=[name]) == [3] * 3
-    error = failing(work)
-    assert isinstance(error, ModuleNotFoundError)
-    assert "import it at the top of the notebook" in error.fix
+    assert calculate(work, extra_packages=[name], status=True) == [3] * 3
+    assert told() == []
 
 
 @pytest.mark.parametrize("excluded", [LAZY, "jupyter-core"])
