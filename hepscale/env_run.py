@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from hepscale.env import api, archive, environment
 from hepscale.env.snapshot import digest, snapshot
 from hepscale.env.spec import Spec
 from hepscale.executor.engines import warm
-from hepscale.worker import READY
+from hepscale.worker import READY, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,7 +69,7 @@ def _copy(modules: Iterable[LocalModule], store: Path) -> Path:
     folder = store / f"code-{digest(modules)}"
     while not _hold(folder):
         # whole or not at all; what a killed process leaves under this name is swept away
-        begun = store / f".new-code-{os.getpid()}"
+        begun = store / f".new-code-{os.uname().nodename}-{os.getpid()}"
         snapshot(modules, begun)
         (begun / READY).touch()
         try:
@@ -85,13 +84,10 @@ def _copy(modules: Iterable[LocalModule], store: Path) -> Path:
 
 def _hold(folder: Path) -> bool:
     """Lock what was unpacked, so that nobody removes it; what is executed next keeps the lock."""
-    try:
-        mark = os.open(folder / READY, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    fcntl.flock(mark, fcntl.LOCK_SH)
-    os.set_inheritable(mark, True)
-    return (folder / READY).exists()
+    mark = scratch.hold_environment(str(folder))
+    if mark >= 0:
+        os.set_inheritable(mark, True)
+    return mark >= 0
 
 
 def spec_of(what: str) -> Spec:

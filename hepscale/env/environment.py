@@ -124,10 +124,14 @@ def build(
     form = "tar.zst" if layers.has_zstd(need.interpreter, need.index) else "tar.gz"
     forms = ("tar.gz", form, form, "tar.gz")
     wanted = (True, True, closure == "full", True)
-    found = [
-        _layer(part, store, form, tell) if want else (_group(part, store), None)
-        for part, form, want in zip(planned.parts, forms, wanted, strict=True)
-    ]
+    for _ in range(_MOST_TRIES):
+        found = [
+            _layer(part, store, form, tell) if want else (_group(part, store), None)
+            for part, form, want in zip(planned.parts, forms, wanted, strict=True)
+        ]
+        # while one was packed, somebody may have pruned the one before
+        if all(layer is None or layer.path.exists() for _, layer in found):
+            break
     groups = tuple(group for group, _ in found)
     made, own = [layer for _, layer in found[:3] if layer], found[3][1]
     absent = left_out(need, closure)

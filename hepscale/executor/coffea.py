@@ -200,7 +200,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             try:
                 outcome = self._execute(job, digest, items, settings, observer)
                 if outcome.status != "done":
-                    raise advice.error_for(outcome, chunking.unwrap, self.unit)
+                    raise advice.error_for(outcome, chunking.unwrap, job.unit)
             except HepScaleError as error:
                 packed.explain(error)
                 raise
@@ -253,7 +253,8 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         job = Job(
             run_id=run_id,
             desc=self.desc,
-            unit=self.unit,
+            # coffea calls it "event" or "items", but what is counted is chunks
+            unit="file" if self.unit == "file" else "chunk",
             payload=spool / "payload",
             code=code.folder,
             sources=code.sources,

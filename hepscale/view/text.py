@@ -97,8 +97,7 @@ def one_line(text: str, most: int = 300) -> str:
 
 
 def _noun(state: RunState) -> str:
-    # coffea calls the unit of its processing "event", but what is counted is chunks.
-    return state.unit if state.unit not in ("", "event") else "chunk"
+    return state.unit or "chunk"
 
 
 def _plural(number: int, noun: str) -> str:

@@ -69,15 +69,21 @@ def hold_environment(prefix: str) -> int:
     Returns
     -------
     int
-        The descriptor that holds the lock; -1 where `prefix` is no such environment.
+        The descriptor that holds the lock; -1 where `prefix` is no such environment, or no more.
     """
+    path = os.path.join(prefix, READY)
     try:
-        mark = os.open(os.path.join(prefix, READY), os.O_RDONLY | os.O_CLOEXEC)
+        mark = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1
+    # a file system without locks: nobody else can lock it either
     with contextlib.suppress(OSError):
-        fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return mark
+        # whoever removes it has locked it too, and removes the mark first
+        fcntl.flock(mark, fcntl.LOCK_SH)
+    if os.path.exists(path):
+        return mark
+    os.close(mark)
+    return -1
 
 
 def _is_stale(path: str) -> bool:

@@ -200,12 +200,13 @@ find_since() {
 
 # Remove what killed starts have left, before anything is written: it may be what fills the disk.
 sweep() {
-    for left in "$store"/.new-* "$store"/.old-*; do
+    # another machine's, where several share the folder, are none of ours
+    for left in "$store"/.new-*"-$host-"* "$store"/.old-*"-$host-"*; do
         [ ! -d "$left" ] || find_since "${left##*-}" || rm -rf "$left" 2>/dev/null
     done
     if [ -d "$prefix" ] && ! is_ready; then
         # under another name, lest it is mixed with what somebody publishes meanwhile
-        old=$store/.old-$digest-$$
+        old=$store/.old-$digest-$host-$$
         mv "$prefix" "$old" 2>/dev/null || return 0
         if [ -f "$old/.hepscale-ready" ] && [ -x "$old/bin/python3" ] && [ ! -e "$prefix" ]; then
             mv "$old" "$prefix"
@@ -239,8 +240,6 @@ start_if_ready() {
 }
 
 take_lock() {
-    host=$(uname -n 2>/dev/null)
-    host=${host:-unknown}
     lock=$store/.lock-$digest
     begun_s=$(date +%s) orphaned=0
     until said=$(LC_ALL=C mkdir "$lock" 2>&1); do
@@ -277,7 +276,7 @@ take_lock() {
 # -- unpacking --
 
 unpack_interpreter() {
-    new=$store/.new-$digest-$$
+    new=$store/.new-$digest-$host-$$
     rm -rf "$new"
     said=$(LC_ALL=C mkdir "$new" 2>&1) || cannot_write "$said"
     said=$(
@@ -326,6 +325,8 @@ check_machine
 check_tools
 check_layers
 said=$(LC_ALL=C mkdir -p "$store" 2>&1) || cannot_write "$said"
+host=$(uname -n 2>/dev/null)
+host=${host:-unknown}
 sweep
 take_lock "$@"
 start_if_ready "$@"

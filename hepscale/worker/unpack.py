@@ -311,7 +311,8 @@ def _fill(environment: Environment, new: str, store: str) -> None:
 
 def _publish(new: str, final: str) -> None:
     """Give the complete folder its name, unless another start was first."""
-    old = os.path.join(os.path.dirname(final), f".old-{os.path.basename(final)}-{os.getpid()}")
+    name = f".old-{os.path.basename(final)}-{os.uname().nodename}-{os.getpid()}"
+    old = os.path.join(os.path.dirname(final), name)
     while not _is_ready(final):
         try:
             os.rename(new, final)

@@ -14,7 +14,7 @@ from support import complete, processes, script, wait_for
 from unpacking import flipped, mounted
 
 from hepscale.env import api
-from hepscale.errors import EngineError, PackError
+from hepscale.errors import EngineError, PackError, RunInterrupted
 from hepscale.executor.engines import local
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "fresh")
@@ -161,6 +161,30 @@ def test_worker_that_is_killed_while_it_unpacks():
     assert isinstance(error, EngineError)
     assert "SIGKILL" in str(error)
     assert begun.exists()
+    works()
+
+
+def test_interrupt_while_it_is_unpacked():
+    def interrupt():
+        wait_for(lambda: [*(packed.cache() / "unpacked").glob(".new-*")])
+        (begun,) = (packed.cache() / "unpacked").glob(".new-*")
+        unpacks = int(begun.name.rpartition("-")[2])
+        os.kill(unpacks, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.wait(30)
+        os.kill(unpacks, signal.SIGCONT)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    error = failing(prefix)
+    # the worker that unpacks is still stopped
+    ended.set()
+    thread.join()
+    complete(error)
+    assert isinstance(error, RunInterrupted)
+    assert error.fact == "Stopped: 0 of 3 chunks are counted."
+    # it goes on, and the next run finds it ready
     works()
 
 

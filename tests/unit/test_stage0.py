@@ -330,7 +330,7 @@ def test_full_disk(place, room):
 def test_disk_filled_by_a_killed_start(place):
     with mounted(place.folder / "small", "size=600k") as folder:
         place.store = folder
-        leftover = folder / f".new-{'a' * 64}-{dead_pid()}"
+        leftover = folder / f".new-{'a' * 64}-{os.uname().nodename}-{dead_pid()}"
         leftover.mkdir()
         with open(leftover / "ballast", "wb", buffering=0) as out, suppress(OSError):
             while True:
@@ -342,6 +342,8 @@ def test_disk_filled_by_a_killed_start(place):
 
 # -- what others have left -------------------------------------------------------------------------
 
+HOST = os.uname().nodename
+
 
 def dead_pid():
     process = subprocess.Popen(["true"])
@@ -350,12 +352,16 @@ def dead_pid():
 
 
 def test_leftovers_of_the_dead_are_removed_those_of_the_living_are_not(place):
+    dead, kept = dead_pid(), []
     for kind in ("new", "old"):
-        for pid in (dead_pid(), os.getpid()):
-            (place.store / f".{kind}-{'b' * 64}-{pid}" / "lib").mkdir(parents=True)
+        begun = f".{kind}-{'b' * 64}"
+        # what another machine has begun is none of ours
+        kept += [f"{begun}-{HOST}-{os.getpid()}", f"{begun}-another-{dead}"]
+        (place.store / f"{begun}-{HOST}-{dead}" / "lib").mkdir(parents=True)
+    for name in kept:
+        (place.store / name / "lib").mkdir(parents=True)
     place.start()
-    left = [name for name in place.left() if "b" * 64 in name]
-    assert left == [f".{kind}-{'b' * 64}-{os.getpid()}" for kind in ("new", "old")]
+    assert sorted(name for name in place.left() if "b" * 64 in name) == sorted(kept)
 
 
 @pytest.mark.parametrize("gone", [".hepscale-ready", "bin/python3"])
@@ -374,9 +380,6 @@ def lock_of(place, owner):
     if owner is not None:
         (lock / "owner").write_text(owner)
     return lock
-
-
-HOST = os.uname().nodename
 
 
 @pytest.mark.parametrize("who", ["dead", "another with its number", "nobody"])

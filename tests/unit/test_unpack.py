@@ -347,7 +347,7 @@ def test_several_starters_unpack_once(plain, starters):
 def test_several_starters_find_what_a_killed_one_left(plain):
     log = plain.count_tar()
     (plain.prefix / "bin").mkdir(parents=True)
-    (plain.store / f".new-{'a' * 64}-999999999" / "lib").mkdir(parents=True)
+    (plain.store / f".new-{'a' * 64}-{os.uname().nodename}-999999999" / "lib").mkdir(parents=True)
     lock = plain.store / f".lock-{'a' * 64}"
     lock.mkdir()
     (lock / "owner").write_text(f"999999999 {os.uname().nodename} 5\n")

@@ -44,7 +44,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
         RunStarted,
         run_id=st.just("r"),
         desc=st.text(max_size=30),
-        unit=st.sampled_from(["chunk", "file", "event", ""]),
+        unit=st.sampled_from(["chunk", "file", ""]),
         chunks=SMALL,
         entries=SMALL,
         engine=st.just("local"),
@@ -282,7 +282,7 @@ def test_summary_lists_failures_in_the_order_of_the_chunks_without_measured_numb
 
 
 def test_words_follow_the_unit_and_the_number() -> None:
-    assert text.chunks_text(started(chunks=1, unit="event")) == "0 of 1 chunk"
+    assert text.chunks_text(started(chunks=1, unit="")) == "0 of 1 chunk"
     assert text.chunks_text(started(chunks=4, unit="file")) == "0 of 4 files"
 
 

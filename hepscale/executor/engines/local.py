@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -46,6 +47,7 @@ _LOOK_S = 0.01
 _MOST_BYTES = 8 << 20
 _MOST_RESTARTS = 3
 _LEAST_ROOM_BYTES = 1 << 16
+_numbers = itertools.count(1)
 
 
 @dataclass
@@ -119,7 +121,7 @@ class LocalEngine:
         self._worker = ""
 
     def start(self) -> None:
-        """Lease a forkserver, a warm one where there is one."""
+        """Lease a forkserver, a warm one where there is one; it joins when it is ready."""
         self._server = self._lease()
         try:
             self._socket = self._server.connect()
@@ -130,10 +132,9 @@ class LocalEngine:
             self._server.end()
             warm.give_back(self._server)
             self._server = self._lease()
-            self._socket = self._server.connect()
         self._buffer = b""
         # tasks see the variables as they are now, not as they were when the worker started
-        self._environ = self._server.folder / f"environ-{self._socket.fileno()}-{time.time_ns()}"
+        self._environ = self._server.folder / f"environ-{next(_numbers)}"
         try:
             prefix = warm.unpacked(self._settings, self._environment)
             self._environ.write_text(json.dumps(warm.worker_environ(prefix)))
@@ -206,7 +207,8 @@ class LocalEngine:
         self._waiting = waiting
 
     def _place(self) -> None:
-        while self._waiting and len(self._running) < self._slots and self._server is not None:
+        while self._waiting and len(self._running) < self._slots and self._socket is not None:
+            assert self._server is not None
             if self._waiting[0].environment is not self._environment:
                 if self._running:
                     return
@@ -261,8 +263,14 @@ class LocalEngine:
                 self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _listen(self, timeout_s: float) -> None:
-        if self._socket is None:
+        if self._server is None:
             raise EngineError("The engine was closed.", fix="make a new executor")
+        if self._socket is None:
+            self._socket = self._server.connect()
+        if self._socket is None:
+            # its environment is being unpacked, or it imports what it is to keep warm
+            time.sleep(timeout_s)
+            return
         # not select.select, which knows no descriptors above 1023
         waiter = select.poll()
         waiter.register(self._socket, select.POLLIN)

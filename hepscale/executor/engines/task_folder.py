@@ -31,6 +31,9 @@ def write(folder: Path, task: Task) -> None:
     # folders before what lies in them: through a link that would be made in the user's own folder
     for one in sorted(task.inputs, key=lambda one: one.name.count("/")):
         link = Path(os.path.normpath(cwd / one.name))
+        if not link.parent.resolve().is_relative_to(folder.resolve()):
+            # below a folder of the user's that is linked already: nothing is made in there
+            continue
         link.parent.mkdir(parents=True, exist_ok=True)
         # a name like a/../b needs the folder a
         (cwd / one.name).parent.mkdir(parents=True, exist_ok=True)

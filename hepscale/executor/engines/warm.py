@@ -49,8 +49,6 @@ _WORKER = Path(__file__).parents[2] / "worker"
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # variables that would lead a packed Python back to packages that were not packed
 _LEAD_BACK = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
-# the first task of an environment waits until that is unpacked
-_CONNECT_S = 600.0
 
 
 @dataclass(eq=False)
@@ -69,8 +67,8 @@ class Forkserver:
         """Whether its process runs."""
         return not self.lost and self.process.poll() is None
 
-    def connect(self) -> socket.socket:
-        """Return a new connection; it may be made before the forkserver is ready.
+    def connect(self) -> socket.socket | None:
+        """Return a new connection; None while its environment is unpacked and it starts.
 
         Raises
         ------
@@ -79,28 +77,23 @@ class Forkserver:
         PackError
             If its environment could not be unpacked.
         """
+        # in this order: what ends just now may have listened before
+        alive = self.alive
         client = socket.socket(socket.AF_UNIX)
-        client.settimeout(0.02)
         # through a descriptor: the path of a socket may have 107 bytes only
         folder = -1
         try:
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            for _ in range(int(_CONNECT_S / 0.01)):
-                try:
-                    client.connect(f"/proc/self/fd/{folder}/s")
-                except (FileNotFoundError, ConnectionRefusedError):
-                    if not self.alive:
-                        break
-                    threading.Event().wait(0.01)
-                else:
-                    return client
-        except FileNotFoundError:
-            log.info("%s was removed", self.folder)
+            client.connect(f"/proc/self/fd/{folder}/s")
+        except (FileNotFoundError, ConnectionRefusedError):
+            client.close()
+            if folder >= 0 and alive:
+                return None
+            raise self._refusal() from None
         finally:
             if folder >= 0:
                 os.close(folder)
-        client.close()
-        raise self._refusal()
+        return client
 
     def _refusal(self) -> HepScaleError:
         """Return why there is no worker: what ``stage0.sh`` has said, or its last lines."""
