@@ -19,6 +19,7 @@ from hepscale.env.records import (
     Distribution,
     InstalledFile,
     Place,
+    added,
     conda_listed,
     linked_metadata,
     listing,
@@ -131,9 +132,10 @@ class Index:
     def _files(self, found: Found) -> Iterator[InstalledFile]:
         one = found.distribution
         if one.kind == "conda":
-            for file in present(conda_listed(one.info)) if one.info.endswith(".json") else ():
-                if one.site or not file.target.startswith(f"{self._below}/"):
-                    yield file
+            if one.info.endswith(".json"):
+                for file in self._listed(one, conda_listed(one.info)):
+                    if one.site or not file.target.startswith(f"{self._below}/"):
+                        yield file
         elif one.editable:
             if one.info:
                 yield from linked_metadata(one.info, self._below)
@@ -143,7 +145,16 @@ class Index:
                 inner = f"{egg}.egg-info" if part == "EGG-INFO" else part
                 yield from walk(f"{one.site}/{part}", f"{self._below}/{inner}")
         elif one.info:
-            yield from present(record_listed(one.info, Place.of(one.site, self._below)))
+            place = Place.of(one.site, self._below)
+            yield from self._listed(one, record_listed(one.info, place))
+
+    def _listed(self, one: Distribution, files: Iterable[InstalledFile]) -> Iterator[InstalledFile]:
+        """Yield the files of a record that are there, and what lies beside them in its packages."""
+        listings: dict[str, dict[str, bool]] = {}
+        there = list(present(files, listings))
+        alone = (name for name in one.modules if self._tops.get(name) == [one.name])
+        yield from there
+        yield from added(there, listings, (f"{one.site}/{name}" for name in alone), self._below)
 
 
 class _Modules:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hepscale.env import layers
+from hepscale.env.plan_cache import PlanCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,22 +97,37 @@ class _Installed:
     unfound: tuple[str, ...]
 
 
-# what the last plans of this process have found: a notebook plans the same again at each run
-_found: dict[object, _Installed] = {}
-_MOST_FOUND = 4
+_cache = PlanCache()
+# so that a file that was changed in the same tick of its file system's clock counts as changed
+_TICK_S = 0.02
 
 
 def plan(need: Need, cache: Path | None = None) -> Plan:
     """Find the files of an environment; `cache` is a folder for what was learnt of them."""
     hidden = frozenset(module.name for module in need.modules if not _is_namespace(module))
-    key = (need.interpreter, need.imported, need.others, need.standard, hidden, _state(need))
-    installed = _found.get(key)
-    if installed is None:
-        while len(_found) >= _MOST_FOUND:
-            _found.pop(next(iter(_found)))
-        installed = _found[key] = _plan_installed(need, hidden, cache)
+    name, here = _name(need, hidden), need.interpreter
+    found: _Installed | None = _cache.recall(name, cache)
+    if found is None:
+        begun_s = time.time() - _TICK_S
+        found = _plan_installed(need, hidden, cache)
+        files = [one.source for part in found.parts for one in part.entries if one.source]
+        roots = {*here.sites, here.stdlib, here.platstdlib}
+        _cache.keep(name, cache, found, files, roots, begun_s)
     code = Part("code", "local modules", {one.name: layers.code([one]) for one in need.modules})
-    return Plan(need, (*installed.parts, code), installed.glibc, installed.unfound)
+    return Plan(need, (*found.parts, code), found.glibc, found.unfound)
+
+
+def _name(need: Need, hidden: frozenset[str]) -> str:
+    """Return what differs where another plan would be made of the same files."""
+    here = need.interpreter
+    told = (
+        *(here.executable, here.base_executable, here.version, here.machine, here.site_below),
+        *(here.sites, need.imported, need.others, _state(need)),
+        # not by an import: the public names of hepscale lead to everything that env must not know
+        sys.modules["hepscale"].__version__,
+        *(sorted(need.standard), sorted(hidden), os.environ.get("LD_LIBRARY_PATH", "")),
+    )
+    return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _is_namespace(module: LocalModule) -> bool:

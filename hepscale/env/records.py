@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hepscale.env.metadata import load_json, read_text, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "MACHINE_FILES",
@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Place",
     "PrefixMode",
+    "added",
     "conda_listed",
     "link_within",
     "linked_metadata",
@@ -252,12 +253,20 @@ def _conda_file(target: str, source: str, path: dict[str, Any]) -> InstalledFile
     return InstalledFile(target, source, sha256, size_bytes, placeholder, mode, kind == "softlink")
 
 
-def present(files: Iterable[InstalledFile]) -> Iterator[InstalledFile]:
+def present(
+    files: Iterable[InstalledFile], listings: dict[str, dict[str, bool]]
+) -> Iterator[InstalledFile]:
     """Drop the files that are gone; where a folder or a link to one is listed, yield its files.
 
     Conda's links to folders of the same prefix stay links: ``lib/python3.1`` leads to everything.
+
+    Parameters
+    ----------
+    files
+        As a record lists them.
+    listings
+        Takes what is in their folders, see :func:`listing`.
     """
-    listings: dict[str, dict[str, bool]] = {}
     for file in files:
         folder, _, name = file.source.rpartition("/")
         if folder not in listings:
@@ -271,6 +280,40 @@ def present(files: Iterable[InstalledFile]) -> Iterator[InstalledFile]:
             yield from walk(file.source, file.target)
         else:
             yield file
+
+
+def added(
+    files: Iterable[InstalledFile],
+    listings: Mapping[str, Mapping[str, bool]],
+    packages: Iterable[str],
+    below: str,
+) -> Iterator[InstalledFile]:
+    """Yield what somebody has put into installed packages and no record lists.
+
+    Parameters
+    ----------
+    files
+        What is recorded and there.
+    listings
+        What is in their folders.
+    packages
+        Folders whose files are all of this distribution.
+    below
+        Where these folders are in a pack.
+    """
+    known = {file.source for file in files}
+    for path in listings:
+        while path and path not in known:
+            known.add(path)
+            path = path.rpartition("/")[0]
+    for package in packages:
+        top = package.rpartition("/")[0]
+        for folder, names in listings.items():
+            if folder == package or folder.startswith(f"{package}/"):
+                for name in names:
+                    path = f"{folder}/{name}"
+                    if path not in known and not name.startswith((".", "~", "__pycache__")):
+                        yield from walk(path, below + path[len(top) :])
 
 
 def link_within(source: str, prefix: str) -> str:

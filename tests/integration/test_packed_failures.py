@@ -161,6 +161,8 @@ def test_worker_that_is_killed_while_it_unpacks():
     assert isinstance(error, EngineError)
     assert "SIGKILL" in str(error)
     assert begun.exists()
+    # its tar has not noticed yet
+    wait_for(lambda: not processes())
     works()
 
 
