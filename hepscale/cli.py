@@ -185,13 +185,15 @@ def env_analyze(
 
 @env.command("pack")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="env.tar.gz")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The archive.  [default: env.tar.gz]"
+)
 @click.option("--format", "form", type=click.Choice(["tar.gz", "tar.zst"]))
 @_CLOSURE
 @_package_options
 def env_pack(
     file: Path,
-    output: Path,
+    output: Path | None,
     form: str | None,
     closure: Any,
     extra: tuple[str, ...],
@@ -204,7 +206,7 @@ def env_pack(
     with _progress() as tell:
         packed = pack(
             file,
-            output,
+            output or f"env.{form or 'tar.gz'}",
             format=form,
             closure=closure,
             python=python,

@@ -9,10 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hepscale.env import index, interpreter, local, resolve
+from hepscale.env import index, interpreter, local, places, resolve
 from hepscale.env.imports import How, Import, find_imports
 from hepscale.env.plan import Need
 from hepscale.env.sources import Note, Sources, Unit
+from hepscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -172,14 +173,20 @@ def examine(
     """
     here = interpreter.this() if python is None else interpreter.of(Path(python))
     known = index.load(here, cache)
-    folder, package = _package(found.folder)
-    walk = _Walk(here, _search(folder, found.paths, here, live=python is None))
+    folder, package = places.package(found.folder)
+    lookup: local.Here = "before" if found.running else "after"
+    linked: list[str] = []
+    if python is not None:
+        # what this process imports is another matter
+        lookup, linked = "never", places.linked(here)
+    walk = _Walk(here, (*places.search(folder, found.paths, here), *linked), lookup)
     walk.add(found.units, package)
     for one in roots:
         walk.take(one)
     wanted = [name for name in extra if not walk.take_local(name)]
     walk.follow()
-    outside = [*walk.outside, *_of_editable(walk, known)]
+    _refuse_local(exclude, walk.modules, known)
+    outside = [*walk.outside, *_of_editable(walk, known), *_of_shared(walk, known)]
     resolution = resolve.resolve(outside, known, here, extra=wanted, exclude=exclude, cache=cache)
     missing = {one.name for one in resolution.missing}
     taken = resolution.taken
@@ -222,30 +229,25 @@ def _of_editable(walk: _Walk, known: Index) -> Iterator[Import]:
             yield Import(name, next(iter(walk.reasons.get(name, ())), "local code"), "guarded")
 
 
-def _package(folder: Path | None) -> tuple[Path | None, str]:
-    """Return where the package that a folder belongs to is imported from, and its name."""
-    names: list[str] = []
-    while folder is not None and (folder / "__init__.py").is_file() and folder.name:
-        names.insert(0, folder.name)
-        folder = folder.parent
-    return folder, ".".join(names)
+def _of_shared(walk: _Walk, known: Index) -> Iterator[Import]:
+    """Yield imports of what is installed in namespaces that also have a local part."""
+    for one in walk.inside:
+        top = one.name.partition(".")[0]
+        if local.is_namespace(walk.modules[top]):
+            for name in (one.name, *(f"{one.name}.{member}" for member in one.members)):
+                if known.module_file(name):
+                    yield replace(one, name=name, members=())
 
 
-def _search(
-    folder: Path | None, paths: Sequence[Path], here: Interpreter, *, live: bool
-) -> tuple[str, ...] | None:
-    """Return the folders in which local modules are looked for, as a run of the code would."""
-    if folder is None and live:
-        return None
-    standard = {os.path.realpath(one) for one in (here.stdlib, here.platstdlib)}
-    standard |= {os.path.join(one, "lib-dynload") for one in standard}
-    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    scripts = os.path.dirname(here.executable)
-    path = [
-        one for one in (*given, *here.path) if os.path.realpath(one) not in {*standard, scripts}
-    ]
-    own = [str(one) for one in (folder, *paths) if one is not None]
-    return tuple(dict.fromkeys([*own, *path]))
+def _refuse_local(exclude: Sequence[str], modules: Mapping[str, LocalModule], known: Index) -> None:
+    for name in exclude:
+        if name in modules and known.owner(name) is None:
+            raise ConfigError(
+                f"{name!r} is local code, which cannot be left out.",
+                items=[path for _, path in modules[name].files],
+                cause="the analysis imports it, and packages alone can be excluded",
+                fix=f"remove the import of {name}",
+            )
 
 
 def _with_provider(one: Found, known: Index, missing: set[str]) -> Found:
@@ -266,14 +268,16 @@ def _used(module: LocalModule, reasons: Mapping[str, Sequence[str]]) -> UsedModu
 class _Walk:
     """Follows imports from the code through local modules, and sorts them by where they lead."""
 
-    def __init__(self, here: Interpreter, search: Sequence[str] | None) -> None:
+    def __init__(self, here: Interpreter, search: Sequence[str], lookup: local.Here) -> None:
         self.imports: list[Found] = []
         self.outside: list[Import] = []
+        self.inside: list[Import] = []
         self.modules: dict[str, LocalModule] = {}
         self.reasons: dict[str, list[str]] = {}
         self.notes: list[Note] = []
         self._here = here
         self._search = search
+        self._lookup = lookup
         self._absent: set[str] = set()
         self._files: dict[str, dict[str, str]] = {}
         self._read: set[str] = set()
@@ -313,6 +317,7 @@ class _Walk:
             if self._local(top):
                 self._note(one, "local", top)
                 self._follow_local(one)
+                self.inside.append(one)
             elif top in self._here.stdlib_names:
                 self._note(one, "standard")
             else:
@@ -332,7 +337,7 @@ class _Walk:
             return True
         if name in self._absent:
             return False
-        module = local.find_local(name, self._search)
+        module = local.find_local(name, self._search, self._lookup)
         if module is None:
             self._absent.add(name)
             return False

@@ -43,14 +43,7 @@ def take(path: Path, store: Store) -> Environment:
     InputError
         There is no such file, or it is no packed environment.
     """
-    path = path.absolute()
-    if not path.is_file():
-        raise InputError(
-            "There is no such archive.",
-            items=[str(path)],
-            cause="the name is misspelt, or it is in another folder",
-            fix=f"ls {path.parent}",
-        )
+    path = _existing(path)
     key = contents.signature([contents.Entry("archive", str(path))])
     known = store.recall(key)
     if known is None:
@@ -74,9 +67,10 @@ def spec(path: Path) -> Spec:
     Raises
     ------
     InputError
-        It is no packed environment.
+        There is no such file, or it is no packed environment.
     """
     items: dict[str, Item] = {}
+    path = _existing(path)
     try:
         with (
             path.open("rb") as file,
@@ -97,6 +91,18 @@ def spec(path: Path) -> Spec:
     if "python" not in items:
         raise _no_environment(path, "it holds no Python")
     return Spec(items["python"].version, distributions=items)
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    if not path.is_file():
+        raise InputError(
+            "There is no such archive.",
+            items=[str(path)],
+            cause="the name is misspelt, or it is in another folder",
+            fix=f"ls {path.parent}",
+        )
+    return path
 
 
 def _digest(path: Path) -> str:

@@ -46,8 +46,6 @@ class Interpreter:
         Top-level modules of the standard library and built-in modules.
     markers
         The variables that environment markers ask for, sorted.
-    glibc
-        Such as ``2.36``, empty where the C library is another one.
     machine
         Such as ``x86_64``.
     conda
@@ -66,7 +64,6 @@ class Interpreter:
     path: tuple[str, ...]
     stdlib_names: frozenset[str]
     markers: tuple[tuple[str, str], ...]
-    glibc: str
     machine: str
     conda: bool
 
@@ -163,10 +160,6 @@ def _facts() -> dict:  # type: ignore[type-arg]
     names = set(getattr(sys, "stdlib_module_names", ())) | set(sys.builtin_module_names)
     path = [os.path.abspath(entry) for entry in sys.path if entry]
     sites, below = _sites(path)
-    try:
-        libc = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-    except (ValueError, OSError):
-        libc = []
     return {
         "executable": executable,
         "base_executable": os.path.realpath(getattr(sys, "_base_executable", "") or executable),
@@ -180,7 +173,6 @@ def _facts() -> dict:  # type: ignore[type-arg]
         "path": path,
         "stdlib_names": sorted(names),
         "markers": _markers(),
-        "glibc": libc[1] if len(libc) > 1 and libc[0] == "glibc" else "",
         "machine": platform.machine(),
         "conda": os.path.isdir(os.path.join(sys.prefix, "conda-meta")),
     }

@@ -19,7 +19,7 @@ from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hepscale.errors import PayloadError
 
@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from importlib.machinery import ModuleSpec
 
-__all__ = ["LocalModule", "closure", "find_local", "imported", "is_installed", "unreadable"]
+__all__ = [
+    "Here",
+    "LocalModule",
+    "closure",
+    "find_local",
+    "imported",
+    "is_installed",
+    "is_namespace",
+    "unreadable",
+]
+
+Here = Literal["before", "after", "never"]
 
 _MOST_BYTES = 100_000_000
 _SKIPPED_FOLDERS = frozenset(
@@ -88,7 +99,9 @@ def _standard_library() -> frozenset[Path]:
     return frozenset(Path(folder).resolve() for folder in folders)
 
 
-def find_local(name: str, search: Sequence[str] | None = None) -> LocalModule | None:
+def find_local(
+    name: str, search: Sequence[str] | None = None, here: Here = "after"
+) -> LocalModule | None:
     """Find the local code of a top-level module, without importing it.
 
     Parameters
@@ -96,8 +109,9 @@ def find_local(name: str, search: Sequence[str] | None = None) -> LocalModule | 
     name
         The module's name; of a dotted name only the first part counts.
     search
-        Folders to look in, in this order, before anything that this process knows of modules;
-        None: what this process imports under that name.
+        Folders to look in, in this order; None: what this process imports under that name.
+    here
+        Whether what this process imports counts "before" these folders, "after" them or "never".
 
     Returns
     -------
@@ -112,7 +126,7 @@ def find_local(name: str, search: Sequence[str] | None = None) -> LocalModule | 
     name = name.partition(".")[0]
     if not name or name in {"__main__", "__mp_main__"}:
         return None
-    origin, folders = _locate(name) if search is None else _locate_in(name, search)
+    origin, folders = _locate(name) if search is None else _locate_in(name, search, here)
     if origin and (is_installed(origin) or not Path(origin).is_file()):
         return None
     files: dict[str, str] = {}
@@ -151,13 +165,15 @@ def _locate(name: str) -> tuple[str, tuple[str, ...]]:
     return origin, folders
 
 
-def _locate_in(name: str, search: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _locate_in(name: str, search: Sequence[str], here: Here) -> tuple[str, tuple[str, ...]]:
+    if here == "before" and any(known := _locate(name)):
+        return known
     try:
         spec = PathFinder.find_spec(name, [*search])
     except (ImportError, ValueError, AttributeError):
         spec = None
     if spec is None:
-        return _locate(name)
+        return _locate(name) if here == "after" else ("", ())
     origin = spec.origin if isinstance(spec.origin, str) and spec.has_location else ""
     return origin, tuple(spec.submodule_search_locations or ())
 
@@ -306,6 +322,12 @@ def _imported_here(code: CodeType) -> Iterator[str]:
             given = steps[before + 3].argval
             if steps[before + 3].opname == "LOAD_CONST" and isinstance(given, str):
                 yield given.partition(".")[0]
+
+
+def is_namespace(module: LocalModule) -> bool:
+    """Return whether a local package leaves room for installed ones of the same name."""
+    tops = (f"{module.name}/__init__.", f"{module.name}.")
+    return not any(below.startswith(tops) for below, _ in module.files)
 
 
 def unreadable(path: str, error: OSError) -> PayloadError:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hepscale.env import layers
+from hepscale.env import layers, local
 from hepscale.env.plan_cache import PlanCache
 
 if TYPE_CHECKING:
@@ -78,14 +78,11 @@ class Plan:
         Interpreter, packages that are imported, packages that are not, local code.
     glibc
         The newest version that anything in it needs.
-    unfound
-        Shared libraries that something in it names and that are not on this machine.
     """
 
     need: Need
     parts: tuple[Part, ...]
     glibc: str
-    unfound: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,6 @@ class _Installed:
 
     parts: tuple[Part, ...]
     glibc: str
-    unfound: tuple[str, ...]
 
 
 _cache = PlanCache()
@@ -104,7 +100,7 @@ _TICK_S = 0.02
 
 def plan(need: Need, cache: Path | None = None) -> Plan:
     """Find the files of an environment; `cache` is a folder for what was learnt of them."""
-    hidden = frozenset(module.name for module in need.modules if not _is_namespace(module))
+    hidden = frozenset(module.name for module in need.modules if not local.is_namespace(module))
     name, here = _name(need, hidden), need.interpreter
     found: _Installed | None = _cache.recall(name, cache)
     if found is None:
@@ -114,7 +110,7 @@ def plan(need: Need, cache: Path | None = None) -> Plan:
         roots = {*here.sites, here.stdlib, here.platstdlib}
         _cache.keep(name, cache, found, files, roots, begun_s)
     code = Part("code", "local modules", {one.name: layers.code([one]) for one in need.modules})
-    return Plan(need, (*found.parts, code), found.glibc, found.unfound)
+    return Plan(need, (*found.parts, code), found.glibc)
 
 
 def _name(need: Need, hidden: frozenset[str]) -> str:
@@ -128,12 +124,6 @@ def _name(need: Need, hidden: frozenset[str]) -> str:
         *(sorted(need.standard), sorted(hidden), os.environ.get("LD_LIBRARY_PATH", "")),
     )
     return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _is_namespace(module: LocalModule) -> bool:
-    """Return whether a local package leaves room for installed ones of the same name."""
-    tops = (f"{module.name}/__init__.", f"{module.name}.")
-    return not any(below.startswith(tops) for below, _ in module.files)
 
 
 def _state(need: Need) -> tuple[int, ...]:
@@ -157,7 +147,6 @@ def _plan_installed(need: Need, hidden: frozenset[str], cache: Path | None) -> _
     taken = {entry.target for entry in base}
     parts = [Part("interpreter", "Python", {"python": base})]
     below, glibc = base, ""
-    unfound: tuple[str, ...] = ()
     for label, names in (("packages", need.imported), ("other packages", need.others)):
         owners: dict[str, str] = {}
         entries = []
@@ -173,5 +162,5 @@ def _plan_installed(need: Need, hidden: frozenset[str], cache: Path | None) -> _
             group.setdefault(owners.get(entry.target, "shared libraries"), []).append(entry)
         parts.append(Part("packages", label, group))
         below = [*below, *entries]
-        glibc, unfound = native.glibc, native.missing
-    return _Installed(tuple(parts), glibc, unfound)
+        glibc = native.glibc
+    return _Installed(tuple(parts), glibc)

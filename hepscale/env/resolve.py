@@ -95,7 +95,6 @@ def resolve(
     *,
     extra: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    at_import: bool = True,
     cache: Path | None = None,
 ) -> Resolution:
     """Find the distributions that provide some imports, and all that these need.
@@ -113,9 +112,6 @@ def resolve(
         Requirements ("hist[plot]"), distributions or modules to take besides.
     exclude
         Distributions or modules not to take, nor what only they need.
-    at_import
-        Whether to look into installed modules; without, everything counts as imported, and
-        undeclared requirements are not found.
     cache
         A folder for what is found in them.
 
@@ -129,26 +125,27 @@ def resolve(
     for one in imports:
         roots += closure.take_import(one)
     closure.grow()
-    reached: dict[str, reach.Reached] = {}
-    if at_import:
-        reached = reach.at_import(
-            dict.fromkeys(roots),
-            index,
-            None if cache is None else cache / "reach",
-            requires=closure.required_by,
-            declared=frozenset(closure.taken),
-            plugins=[plugin for plugin, _ in closure.plugins],
-            exclude=closure.excluded,
-        )
-        for name, by in reached.items():
-            closure.take_reached(name, by)
-        closure.grow()
+    reached = reach.at_import(
+        dict.fromkeys(roots),
+        index,
+        None if cache is None else cache / "reach",
+        requires=closure.required_by,
+        declared=frozenset(closure.taken),
+        plugins=[plugin for plugin, _ in closure.plugins],
+        exclude=closure.excluded,
+    )
+    for name, by in reached.items():
+        closure.take_reached(name, by)
+    closure.grow()
     return Resolution(
         tuple(
             Taken(
                 index.distributions[name],
                 tuple(closure.taken[name])[:_MOST_REASONS],
-                not at_import or name in reached or name in closure.asked,
+                name in reached
+                or name in closure.asked
+                # its code is local and followed as such
+                or bool(index.distributions[name].editable),
             )
             for name in sorted(closure.taken)
         ),

@@ -48,12 +48,15 @@ class Sources:
     paths
         Folders that the code itself adds to ``sys.path`` or changes to, if they are there: local
         modules are looked for in these as well.
+    running
+        Whether it is the code of this process, whose modules count first.
     """
 
     units: tuple[Unit, ...]
     folder: Path | None
     notes: tuple[Note, ...]
     paths: tuple[Path, ...] = ()
+    running: bool = False
 
 
 def from_file(path: str | os.PathLike[str]) -> Sources:
@@ -298,7 +301,8 @@ def _running() -> Sources:
     if shell is None and script is None:
         text = "neither a notebook nor a script's file is running, so no imports are known"
         notes.append(Note("the running code", text, 'extra_packages=["NAME"]'))
-    return _completed(units, places[0] if places else None, notes, list(dict.fromkeys(places)))
+    found = _completed(units, places[0] if places else None, notes, list(dict.fromkeys(places)))
+    return replace(found, running=True)
 
 
 _NEVER = Unit("", "", certain=False)

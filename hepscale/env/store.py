@@ -29,8 +29,9 @@ __all__ = ["Layer", "LayerKind", "Pruned", "Store", "drop_damaged"]
 log = logging.getLogger(__name__)
 
 LayerKind = Literal["interpreter", "packages", "code"]
-_LEAST_PREFIX = 4
 _SETTLED_S = 60.0
+# what was known of files is found out again in seconds
+_FORGOTTEN_S = 60 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +192,13 @@ class Store:
             There is none, or there are several.
         """
         digests = [digest for digest, _, _ in self.environments() if digest.startswith(begin)]
-        if len(digests) != 1 or len(begin) < _LEAST_PREFIX:
+        if len(digests) != 1:
             raise ConfigError(
                 f"{'No' if not digests else 'More than one'} environment begins with {begin!r}.",
                 items=digests,
-                cause="it was pruned, or the name is mistyped" if not digests else "it is short",
+                cause="more letters of it are needed"
+                if digests
+                else "it was pruned, the name is mistyped, or it is a file without a suffix",
                 fix="hepscale env list",
             )
         return _load(self.folder / "environments" / f"{digests[0]}.json")
@@ -224,8 +227,10 @@ class Store:
         for path in (self.folder / "layers").glob("*"):
             if path.name.partition(".")[0] not in kept and _is_settled(path):
                 freed += _remove(path)
-        if not kept:
-            freed += _remove(self.folder / "seen")
+        for path in (self.folder / name for name in ("seen", "locks")):
+            for one in path.glob("*"):
+                if not kept or _age_s(one) > _FORGOTTEN_S:
+                    freed += _remove(one)
         for path in unpacked.glob("[!.]*") if unpacked is not None else ():
             if path.name not in kept and _is_free(path):
                 freed += _remove(path)
@@ -284,9 +289,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _is_settled(path: Path) -> bool:
     """Return whether nobody can be about to add this layer to an environment."""
+    return _age_s(path) > _SETTLED_S
+
+
+def _age_s(path: Path) -> float:
     with contextlib.suppress(OSError):
-        return time.time() - path.stat().st_mtime > _SETTLED_S
-    return False
+        return time.time() - path.stat().st_mtime
+    return 0.0
 
 
 def _is_free(path: Path) -> bool:

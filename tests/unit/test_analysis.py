@@ -11,7 +11,7 @@ from typing import Any
 
 import nbformat.v4
 import pytest
-from site_folder import write
+from site_folder import direct_url, finder, write
 from sites import Site
 
 from hepscale import env_report
@@ -295,6 +295,56 @@ def test_namespace_package(look: Look) -> None:
     assert files(found, "space") == {"space/one.py", "space/deep/two.py", "space/other.py"}
 
 
+def test_namespace_package_with_a_local_and_an_installed_part(look: Look, site: Site) -> None:
+    site.put("second", {"space/second.py": ""}, requires=["shade"])
+    site.put("third", {"space/third.py": ""})
+    own = {"space/one.py": "import idle\n"}
+    found = look({"analysis.py": "import space.one, space.second\n", **own})
+    assert names(found) == (["idle", "second", "shade"], ["space"], [])
+    found = look({"analysis.py": "from space import one, third\n", **own})
+    assert names(found) == (["idle", "third"], ["space"], [])
+
+
+def test_editable_project_is_part_of_both_closures(
+    look: Look, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "project", {"tool.py": "import lamp\n", "pyproject.toml": ""})
+    link = {"__editable__.tool-1.0.pth": f"{tmp_path}/project\n"}
+    site.install("tool", link, direct_url=direct_url(tmp_path / "project"))
+    path = (str(site.site), str(tmp_path / "project"))
+    more = dataclasses.replace(site.interpreter, path=path)
+    monkeypatch.setattr(interpreter, "this", lambda: more)
+    found = look({"analysis.py": "import tool\n"})
+    assert names(found) == (["lamp", "shade", "tool"], ["tool"], [])
+    assert set(found.need.imported) == {"lamp", "tool"}
+
+
+def test_another_interpreter_knows_nothing_of_this_process(
+    look: Look, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"ours/only_here.py": "", "theirs/only_there.py": "import idle\n"})
+    mapping = {"only_there": tmp_path / "theirs/only_there"}
+    site.install("there", {"__editable___there_1_0_finder.py": finder(mapping)})
+    monkeypatch.syspath_prepend(tmp_path / "ours")
+    here = site.interpreter
+    monkeypatch.setattr(interpreter, "of", lambda _: here)
+    given = {"analysis.py": "import only_here, only_there\n"}
+    assert names(look(given))[1] == ["only_here"]
+    assert names(look(given, python="python")) == (["idle", "there"], ["only_there"], ["only_here"])
+
+
+def test_what_runs_has_its_modules_from_where_this_process_has_them(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    write(tmp_path, {"first/helper.py": "import lamp\n", "own/helper.py": "import idle\n"})
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    unit = sources.Unit("In [1]", "import helper", is_cell=True)
+    for running, taken in ((True, ["lamp", "shade"]), (False, ["idle"])):
+        found = sources.Sources((unit,), own, (), running=running)
+        assert names(analysis.examine(found, "analysis"))[0] == taken
+
+
 def test_folders_where_python_looks(
     look: Look, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +402,13 @@ def test_exclude(look: Look) -> None:
     assert look(given, exclude=["lamp"]).missing == ()
     with pytest.raises(ConfigError, match="'lampp' is not installed"):
         look(given, exclude=["lampp"])
+
+
+def test_local_code_cannot_be_excluded(look: Look) -> None:
+    given = {"analysis.py": "import helper\n", "helper.py": ""}
+    with pytest.raises(ConfigError, match="'helper' is local code") as caught:
+        look(given, exclude=["helper"])
+    assert caught.value.items[0].endswith("own/helper.py")
 
 
 def test_roots(look: Look) -> None:

@@ -62,12 +62,7 @@ def test_standard_library_is_that_of_the_base() -> None:
     assert os.access(found.base_executable, os.X_OK)
 
 
-def test_c_library_is_named_where_it_is_glibc() -> None:
-    try:
-        name, version = os.confstr("CS_GNU_LIBC_VERSION").split()  # type: ignore[union-attr]
-    except ValueError:
-        pytest.skip("the C library here is not glibc")
-    assert (name, interpreter.this().glibc) == ("glibc", version)
+def test_machine() -> None:
     assert interpreter.this().machine == os.uname().machine
 
 

