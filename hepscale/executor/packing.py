@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hepscale.config import load_settings
 from hepscale.env import api, archive, environment, local
 from hepscale.env.imports import Import
 from hepscale.errors import ConfigError, PayloadError
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from hepscale.config import Settings
     from hepscale.env.analysis import Analysis
     from hepscale.env.environment import Environment
     from hepscale.errors import HepScaleError
@@ -40,6 +40,7 @@ class Wanted:
     closure: Any
     extra: tuple[str, ...]
     exclude: tuple[str, ...]
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _given(wanted: Wanted) -> RunEnvironment:
     if not given:
         return RunEnvironment()
     path = Path(given).expanduser()
-    taken = archive.take(path, api.store())
+    taken = archive.take(path, api.store(wanted.settings))
     here, there = _minor(sys.version), _minor(taken.python)
     if here != there:
         raise ConfigError(
@@ -160,7 +161,7 @@ class _Packer:
     def __init__(self, wanted: Wanted, roots: list[Import], observer: Observer) -> None:
         self._wanted = wanted
         self._roots = roots
-        self._store = api.store()
+        self._store = api.store(wanted.settings)
         self._tell = _Sayer(observer)
         # what the environment that tasks run in was made from
         self.analysis = self._analyze(())
@@ -179,7 +180,7 @@ class _Packer:
             except ConfigError:
                 # it is not installed any more
                 self._missed = []
-        settings = load_settings()
+        settings = self._wanted.settings
         self._store.prune(settings.keep_environments, settings.cache_dir / "unpacked")
         return made
 
