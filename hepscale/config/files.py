@@ -58,7 +58,7 @@ class ConfigFile:
         """Return the file and, if it can be seen easily, the line of a key."""
         found: dict[tuple[str, ...], int] = {}
         above: tuple[str, ...] = ()
-        for number, line in enumerate(self.path.read_text().splitlines(), 1):
+        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), 1):
             if header := _HEADER.match(line):
                 above = _parts(header[1])
                 found.setdefault(above, number)

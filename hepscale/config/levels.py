@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from hepscale.config.model import OPEN_TABLES, PATHS, TABLES, Settings
 from hepscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     # a setting, or a table and a key of it
     Key = tuple[str, ...]
@@ -116,10 +117,8 @@ def resolve(site: str | None = None, **arguments: Any) -> Resolved:
     given: dict[Key, _Given] = {}
     for file in files:
         given.update(_from_file(file, file.table, ()))
-    strong = {
-        **dict(_from_environment()),
-        **dict(_from_arguments({"site": site, **arguments})),
-    }
+    strong = dict(_from_environment())
+    strong.update(_flat({"site": site, **arguments}, "argument", None, ()))
     name, origin = strong.get(("site",)) or given.get(("site",)) or ("", _DEFAULT)
     if not isinstance(name, str):
         raise _unusable(("site",), name, origin, "it is the name of a table [site.NAME]")
@@ -156,16 +155,20 @@ def _flat(
         origin = Origin(level, (*head, name), file)
         if name not in _NAMES or (name == "site" and head):
             raise _unknown(name, _NAMES - ({"site"} if head else set()), origin)
+        if value is None:
+            # an argument that was not given
+            continue
         if name not in TABLES and name not in OPEN_TABLES:
             yield (name,), (value, origin)
             continue
-        if not hasattr(value, "items"):
+        if not isinstance(value, Mapping):
             raise _unusable((name,), value, origin, f"it is a table: [{name}]")
         for inner, one in value.items():
             origin = Origin(level, (*head, name, inner), file)
             if name in TABLES and inner not in TABLES[name]:
                 raise _unknown(inner, TABLES[name], origin)
-            yield (name, inner), (one, origin)
+            if one is not None:
+                yield (name, inner), (one, origin)
 
 
 def _from_file(
@@ -196,7 +199,7 @@ def _placed(file: ConfigFile, key: Key, value: str, origin: Origin) -> str:
     path = os.path.expandvars(value)
     if "$" in path:
         raise _unusable(key, value, origin, "a variable in it is not set")
-    return str(file.path.parent / Path(path).expanduser())
+    return path if path.startswith("~") else str(file.path.parent / path)
 
 
 def _from_environment() -> Iterator[tuple[Key, _Given]]:
@@ -210,17 +213,13 @@ def _from_environment() -> Iterator[tuple[Key, _Given]]:
             yield key, (value, origin)
         elif table in OPEN_TABLES and inner:
             yield (table, inner), (value, origin)
-        elif (
-            table in TABLES
-            or table in OPEN_TABLES
-            or get_close_matches(name, _VARIABLES, 1, _ALIKE)
-        ):
+        elif table in TABLES or table in OPEN_TABLES or _resembles(name):
             raise _unknown(name, _VARIABLES, origin)
 
 
-def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[Key, _Given]]:
-    given = {name: value for name, value in arguments.items() if value is not None}
-    return _flat(given, "argument", None, ())
+@lru_cache(maxsize=64)
+def _resembles(name: str) -> bool:
+    return bool(get_close_matches(name, _VARIABLES, 1, _ALIKE))
 
 
 def _profiles(file: ConfigFile) -> dict[str, dict[str, Any]]:

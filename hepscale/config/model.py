@@ -38,7 +38,10 @@ def _cache_home() -> Path:
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _words(value: Any) -> Any:

@@ -109,12 +109,15 @@ def test_the_stronger_of_two_levels_wins(layout, monkeypatch, weak, strong):
 
 
 def test_tables_are_put_together_key_by_key(layout, monkeypatch):
-    layout.write("user", 'workers = {batch = "slurm", cores = 4}\ncvmfs.a = 1\ncvmfs.b = 2\n')
+    layout.write(
+        "user", 'workers = {batch = "slurm", cores = 4, disk_mb = 7}\ncvmfs.a = 1\ncvmfs.b = 2\n'
+    )
     layout.write("project", "workers.cores = 2\ncvmfs.b = 3\n")
     monkeypatch.setenv("HEPSCALE_WORKERS_MEMORY_MB", "4000")
     monkeypatch.setenv("HEPSCALE_CVMFS_C", "4")
     settings = load_settings(workers={"count": 9, "disk_mb": None})
     workers = settings.workers
+    assert workers.disk_mb == 7
     assert (workers.batch, workers.cores, workers.memory_mb, workers.count) == ("slurm", 2, 4000, 9)
     assert settings.cvmfs == {"a": 1, "b": 3, "c": "4"}
 
@@ -171,6 +174,16 @@ def test_one_word_moves_to_a_cluster(layout, monkeypatch):
     monkeypatch.setenv("HEPSCALE_SITE", "my-cluster")
     assert load_settings() == settings
     assert load_settings("").engine == "local"
+
+
+def test_the_example_of_the_readme(layout, monkeypatch):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    layout.write("user", text.partition("```toml\n")[2].partition("```")[0])
+    monkeypatch.setenv("USER", "me")
+    settings = load_settings("my-cluster")
+    assert (settings.engine, settings.scratch_dir) == ("workqueue", Path("/scratch/me"))
+    assert (settings.keep_runs, settings.workers.count) == (20, 50)
+    assert load_settings().workers.count == 0
 
 
 @pytest.mark.parametrize("place", ["user", "project", "pyproject"])
@@ -292,6 +305,7 @@ def test_unknown_argument_names_the_nearest(layout):
         ("send_credentials = 'perhaps'", "send_credentials", "boolean"),
         ("run_dir = 3", "run_dir", "path"),
         ("scratch_dir = '/scratch/$NOT_SET_AT_ALL'", "scratch_dir", "not set"),
+        ("run_dir = '~nobody-of-this-name/runs'", "run_dir", "home"),
         ("workers = 3", "workers", "[workers]"),
         ("cvmfs = 'cms.cern.ch'", "cvmfs", "[cvmfs]"),
         ("workers.batch = 'lsf'", "workers.batch", "'slurm'"),
