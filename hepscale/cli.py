@@ -107,6 +107,30 @@ def doctor(as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
+@main.group()
+def config() -> None:
+    """See the settings."""
+
+
+@config.command("show")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@click.option("--site", metavar="NAME", help="As with this profile.")
+def config_show(as_json: bool, site: str | None) -> None:
+    """Say what each setting is here, and where its value came from."""
+    from hepscale import config_report
+    from hepscale.config import resolve
+
+    found = resolve(site)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(config_report.settings_json(found), indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(config_report.settings_table(found))
+
+
 _PACKAGES = (
     click.option("--with", "extra", multiple=True, metavar="PACKAGE", help="Take this one too."),
     click.option("--without", "exclude", multiple=True, metavar="PACKAGE", help="Leave this out."),

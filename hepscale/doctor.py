@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from hepscale.config import load_settings
+from hepscale.config import resolve
 from hepscale.errors import ConfigError
 from hepscale.executor.engines.machine import memory_limit_bytes, usable_cores
 
@@ -150,10 +150,14 @@ def _check_shm() -> Check:
 
 def _check_folders() -> list[Check]:
     try:
-        settings = load_settings()
+        found = resolve()
     except ConfigError as error:
-        return [Check("settings", "fail", f"{error.fact} {error.cause}", error.fix)]
+        where = f"{error.items[0]}: " if error.items else ""
+        return [Check("settings", "fail", f"{where}{error.fact} {error.cause}", error.fix)]
+    settings = found.settings
+    said = ", ".join(str(file.path) for file in found.files) or "no file has any"
     return [
+        Check("settings", "ok", f"{said}; site {settings.site}" if settings.site else said),
         _check_folder("scratch folder", settings.scratch_dir, "HEPSCALE_SCRATCH_DIR", 1.0),
         _check_folder("run folder", settings.run_dir, "HEPSCALE_RUN_DIR", 0.2),
         _check_folder("cache folder", settings.cache_dir, "HEPSCALE_CACHE_DIR", 0.2),

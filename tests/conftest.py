@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a place of their own for what HepScale writes, and small input files."""
+"""Fixtures for all tests: places of their own for what HepScale keeps, and small input files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
 
 @pytest.fixture(scope="session", autouse=True)
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep journals, scratch folders and caches away from those of whoever runs the tests."""
+    """Keep journals, scratch folders, caches, settings away from those of who runs the tests."""
     top = tmp_path_factory.mktemp("hepscale")
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in (
             ("HEPSCALE_RUN_DIR", "runs"),
             ("HEPSCALE_SCRATCH_DIR", "scratch"),
             ("XDG_CACHE_HOME", "cache"),
+            ("XDG_CONFIG_HOME", "config"),
         ):
             (top / folder).mkdir()
             patch.setenv(name, str(top / folder))

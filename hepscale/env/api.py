@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from hepscale.config import Settings
     from hepscale.env.analysis import Analysis
     from hepscale.env.environment import Closure, Packed, Tell
     from hepscale.env.imports import Import
@@ -25,9 +26,9 @@ __all__ = ["DEFAULT_CLOSURE", "analyze", "learnt", "pack", "planned", "store"]
 DEFAULT_CLOSURE: Closure = "full"
 
 
-def store() -> Store:
+def store(settings: Settings | None = None) -> Store:
     """Return the store of layers and environments of this user."""
-    return Store(load_settings().cache_dir / "environments")
+    return Store((settings or load_settings()).cache_dir / "environments")
 
 
 def learnt() -> Path:

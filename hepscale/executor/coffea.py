@@ -77,9 +77,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     resume
         Whether to count what an earlier, unfinished run of the same analysis has done already.
     engine
-        Who runs tasks: "local", processes of this machine.
+        Who runs tasks: "local", processes of this machine; None: what the settings say.
     run_dir
-        Folder for journals of runs; None: ``HEPSCALE_RUN_DIR``, or a folder in the user's cache.
+        Folder for journals of runs; None: what the settings say, or a folder in the user's cache.
     environment
         What tasks run in: None, what this process runs in; "packed", a copy of the part of it that
         the analysis needs; or an archive that ``hepscale env pack`` or conda-pack has written.
@@ -91,11 +91,14 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     files
         Files or folders that tasks find in their folder: under the same name if that is a relative
         one, else under the last part of it.
+    site
+        Profile of a site, from which the settings come that are not given here; None: the one that
+        ``HEPSCALE_SITE`` or a file names.
 
     Raises
     ------
     ConfigError
-        If an option has a value that cannot be used.
+        If an option or a setting has a value that cannot be used.
     """
 
     cores: int | None = None
@@ -103,13 +106,14 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     wall_s: float | None = None
     retries: int = 3
     resume: bool = False
-    engine: str = "local"
+    engine: str | None = None
     run_dir: str | os.PathLike[str] | None = None
     environment: str | os.PathLike[str] | None = None
     closure: str = DEFAULT_CLOSURE
     extra_packages: Sequence[str] = ()
     exclude_packages: Sequence[str] = ()
     files: Sequence[str | os.PathLike[str]] = ()
+    site: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("cores", 1), ("memory_mb", 1), ("retries", 0)):
@@ -126,12 +130,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 cause="it is the time that one chunk may take, in seconds",
                 fix="HepScaleExecutor(wall_s=600), or leave it out for no limit",
             )
-        if self.engine not in _ENGINES:
-            raise ConfigError(
-                f"There is no engine {self.engine!r}.",
-                cause=f"known are: {', '.join(_ENGINES)}",
-                fix='HepScaleExecutor(engine="local")',
-            )
+        if self.engine is not None:
+            _check_engine(self.engine)
+        _check_engine(self._settings().engine)
         if self.closure not in CLOSURES:
             raise ConfigError(
                 f"There is no closure {self.closure!r}.",
@@ -194,7 +195,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             session.spool(settings.scratch_dir) as spool,
             session.shown(status=self.status) as observer,
         ):
-            job, digest, packed = self._job(run_id, function, spool, observer)
+            job, digest, packed = self._job(run_id, function, spool, settings, observer)
             for text in () if isinstance(items[0], FileMeta) else packed.missing:
                 observer.see(Notice(text))
             try:
@@ -223,23 +224,29 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 journal.prune(settings.run_dir, settings.keep_runs)
 
     def _settings(self) -> Settings:
-        settings = load_settings()
-        if self.run_dir is None:
-            return settings
-        return settings.model_copy(update={"run_dir": Path(self.run_dir).expanduser().absolute()})
+        return load_settings(self.site, engine=self.engine, run_dir=self.run_dir)
 
     def _slots(self) -> int:
         return self.cores or machine.usable_cores()
 
     def _job(
-        self, run_id: str, function: Callable[..., Any], spool: Path, observer: Observer
+        self,
+        run_id: str,
+        function: Callable[..., Any],
+        spool: Path,
+        settings: Settings,
+        observer: Observer,
     ) -> tuple[Job, str, packing.RunEnvironment]:
         """Write what tasks read into `spool`; return job, digest of its code, place."""
         named = chunking.named_files(self.files)
         session.write(spool / "payload", payload.dump_payload(function, accumulate))
         printed = payload.fingerprint((_versions(), _readable(function)))
         wanted = packing.Wanted(
-            self.environment, self.closure, (*self.extra_packages,), (*self.exclude_packages,)
+            self.environment,
+            self.closure,
+            (*self.extra_packages,),
+            (*self.exclude_packages,),
+            settings,
         )
         packed = packing.pack(wanted, printed, _PRELOAD, observer)
         code = _Code(spool, printed)
@@ -338,6 +345,15 @@ class _Code:
 def shutdown() -> None:
     """End all warm workers of this process at once, and remove what they left on disk."""
     warm.shutdown()
+
+
+def _check_engine(name: str) -> None:
+    if name not in _ENGINES:
+        raise ConfigError(
+            f"There is no engine {name!r}.",
+            cause=f"known are: {', '.join(_ENGINES)}",
+            fix='HepScaleExecutor(engine="local")',
+        )
 
 
 def _is_number(value: object) -> bool:

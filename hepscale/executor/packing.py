@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hepscale.config import load_settings
 from hepscale.env import api, archive, environment, local
 from hepscale.env.imports import Import
 from hepscale.env.left_out import local_names
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from hepscale.config import Settings
     from hepscale.env.analysis import Analysis
     from hepscale.env.environment import Environment
     from hepscale.env.index import Index
@@ -42,6 +42,7 @@ class Wanted:
     closure: Any
     extra: tuple[str, ...]
     exclude: tuple[str, ...]
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _given(wanted: Wanted) -> RunEnvironment:
     if not given:
         return RunEnvironment()
     path = Path(given).expanduser()
-    taken = archive.take(path, api.store())
+    taken = archive.take(path, api.store(wanted.settings))
     here, there = _minor(sys.version), _minor(taken.python)
     if here != there:
         raise ConfigError(
@@ -153,7 +154,7 @@ class _Packer:
     def __init__(self, wanted: Wanted, roots: list[Import], observer: Observer) -> None:
         self._wanted = wanted
         self._roots = roots
-        self._store = api.store()
+        self._store = api.store(wanted.settings)
         self._tell = _Sayer(observer)
         self._missed: list[str] = []
         self._index: Index | None = None
@@ -167,7 +168,7 @@ class _Packer:
         self._missed = self._store.recall(self._name) or []
         if self._missed:
             made = self._pack(self._wanted.closure)
-        settings = load_settings()
+        settings = self._wanted.settings
         self._store.prune(settings.keep_environments, settings.cache_dir / "unpacked")
         return made
 

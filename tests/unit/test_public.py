@@ -28,13 +28,14 @@ EXECUTOR = {
     "wall_s": None,
     "retries": 3,
     "resume": False,
-    "engine": "local",
+    "engine": None,
     "run_dir": None,
     "environment": None,
     "closure": "full",
     "extra_packages": (),
     "exclude_packages": (),
     "files": (),
+    "site": None,
 }
 
 JOB = {

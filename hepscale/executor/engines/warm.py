@@ -57,6 +57,7 @@ class Forkserver:
 
     process: subprocess.Popen[bytes]
     folder: Path
+    settings: Settings
     environment: Environment | None = None
     users: int = 0
     used: bool = False
@@ -117,7 +118,7 @@ class Forkserver:
         fact, items, cause, fix = told.groups()
         if self.environment is not None:
             # an archive of the user's is not ours to remove
-            store = api.store().folder
+            store = api.store(self.settings).folder
             layers = [one for one in self.environment.layers if one.path.is_relative_to(store)]
             if drop_damaged(layers):
                 fix = "run again: what was damaged is packed anew"
@@ -359,4 +360,4 @@ def _start(
     finally:
         # the forkserver holds the lock from here on
         os.close(lock)
-    return Forkserver(process, Path(folder), environment)
+    return Forkserver(process, Path(folder), settings, environment)

@@ -1,0 +1,181 @@
+"""Which settings there are, with their types and defaults."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+__all__ = ["OPEN_TABLES", "PATHS", "TABLES", "Settings", "WorkersSettings", "home"]
+
+_LAST_PORT = 65535
+
+
+def home() -> Path | None:
+    """Return the user's home; None in a container whose user has none."""
+    try:
+        # without the variable pathlib asks the system; with an empty one it would say "/"
+        return Path.home() if os.environ.get("HOME", "unset") else None
+    except RuntimeError:
+        return None
+
+
+def _cache_home() -> Path:
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "hepscale"
+    folder = home()
+    if folder is None:
+        return Path(tempfile.gettempdir()) / f"hepscale-cache-{os.getuid()}"
+    return folder / ".cache" / "hepscale"
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _words(value: Any) -> Any:
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+def _lines(value: Any) -> Any:
+    return value.splitlines() if isinstance(value, str) else value
+
+
+def _ports(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if isinstance(value, str):
+        low, _, high = value.partition("-")
+        if not (low.strip().isdecimal() and (high or low).strip().isdecimal()):
+            raise ValueError('it is a port, or a range of them: 9123, "9000-9100"')
+        return (int(low), int(high or low))
+    return value
+
+
+def _range(ports: tuple[int, int]) -> tuple[int, int]:
+    low, high = ports
+    if not 0 < low <= high <= _LAST_PORT:
+        raise ValueError(f"ports are 1 to {_LAST_PORT}, the lower one first")
+    return ports
+
+
+_Folder = Annotated[Path, AfterValidator(_absolute)]
+_Ports = Annotated[tuple[int, int], BeforeValidator(_ports), AfterValidator(_range)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("it is neither true nor false")
+        return value
+
+
+class WorkersSettings(_Table):
+    """Workers that are started for the user.
+
+    Attributes
+    ----------
+    batch
+        Who starts them.
+    count
+        How many; 0: none, somebody else starts them.
+    cores, memory_mb, disk_mb
+        What each of them has; None: what the batch system gives.
+    options
+        Options that the batch system is given as they are; a text is split as a shell does.
+    setup
+        Lines of shell that are run before a worker starts; a text is split into its lines.
+    workdir
+        Folder for workspaces on the workers' machines; variables in it are theirs.
+    """
+
+    batch: Literal["local", "slurm", "condor", "sge", "pbs", "torque"] = "local"
+    count: Annotated[int, Field(ge=0)] = 0
+    cores: _Count = 1
+    memory_mb: _Count | None = None
+    disk_mb: _Count | None = None
+    options: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    setup: Annotated[tuple[str, ...], BeforeValidator(_lines)] = ()
+    workdir: str | None = None
+
+
+class Settings(_Table):
+    """What a user or a site may set once for all runs.
+
+    Attributes
+    ----------
+    site
+        The profile that was chosen; empty: none.
+    engine
+        Who runs tasks.
+    name
+        Under which name workers find the manager; None: one is made for each run.
+    port
+        Ports that the manager may listen on, the first and the last; None: any.
+    password_file
+        What workers prove to know; None: a password is made for each run.
+    send_credentials
+        Whether proxies and tokens of the user are sent to the workers.
+    http_proxy
+        Proxy that the workers use.
+    interposer
+        What the process of a task runs inside; None: nothing.
+    workers
+        Workers that are started for the user.
+    cvmfs
+        Repositories for the workers, and how these get at them.
+    cache_dir
+        Packed environments, demo data and other things that can be made again.
+    run_dir
+        Journals of runs; what a restarted kernel resumes from.
+    scratch_dir
+        Workers' sandboxes; everything below it is removed when its worker ends.
+    idle_s
+        Seconds after which a warm worker without work ends.
+    keep_runs
+        How many journals are kept; the oldest are removed first.
+    keep_environments
+        How many packed environments are kept, with what this machine's workers have unpacked.
+    """
+
+    site: str = ""
+    engine: Literal["local", "workqueue", "taskvine"] = "local"
+    name: str | None = None
+    port: _Ports | None = None
+    password_file: _Folder | None = None
+    send_credentials: bool = True
+    http_proxy: str | None = None
+    interposer: str | None = None
+    workers: WorkersSettings = WorkersSettings()
+    cvmfs: dict[str, Any] = Field(default_factory=dict)
+    cache_dir: _Folder = Field(default_factory=_cache_home)
+    run_dir: _Folder = Field(default_factory=lambda: _cache_home() / "runs")
+    scratch_dir: _Folder = Field(default_factory=lambda: Path(tempfile.gettempdir()))
+    idle_s: float = Field(default=300.0, gt=0)
+    keep_runs: int = Field(default=8, ge=1)
+    keep_environments: int = Field(default=8, ge=1)
+
+
+# keys of tables within the settings
+TABLES = {"workers": frozenset(WorkersSettings.model_fields)}
+# tables with keys that somebody else checks
+OPEN_TABLES = frozenset({"cvmfs"})
+# in a file they are relative to its folder
+PATHS = frozenset({"cache_dir", "run_dir", "scratch_dir", "password_file"})
