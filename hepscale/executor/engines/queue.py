@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import re
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from hepscale.errors import EngineError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = [
     "Queue",
@@ -25,8 +19,7 @@ __all__ = [
     "QueueTaskPlaced",
     "QueueWorkerJoined",
     "QueueWorkerLeft",
-    "TransactionLog",
-    "listen",
+    "QueueWorkerRefused",
 ]
 
 QueueEndStatus: TypeAlias = Literal[
@@ -47,15 +40,6 @@ RESULTS: dict[int, QueueEndStatus] = {
     7 << 3: "timeout",
     8 << 3: "exhausted",
 }
-
-_LEFT = {
-    "IDLE_OUT": "it was idle for too long",
-    "FAST_ABORT": "it was too slow",
-    "FAILURE": "its connection was lost",
-    "STATUS_WORKER": "it only asked for the status",
-    "EXPLICIT": "it was sent away",
-}
-_RANDOM_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +67,20 @@ class QueueFile:
 
 @dataclass(frozen=True, slots=True)
 class QueueTask:
-    """A command with its files; resources of 0 mean that nothing is asked for."""
+    """A shell command with its files.
+
+    A worker runs as many tasks at once as its cores, memory and disk allow. ``memory_mb`` is not
+    enforced; ``disk_mb`` is, on the task's folder with its inputs. ``wall_s`` of 0 is no limit; it
+    ends the shell only.
+    """
 
     command: str
     inputs: tuple[QueueFile, ...] = ()
     outputs: tuple[QueueFile, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
-    cores: int = 0
-    memory_mb: int = 0
-    disk_mb: int = 0
+    cores: int = 1
+    memory_mb: int = 1
+    disk_mb: int = 1000
     wall_s: float = 0.0
     category: str = ""
     priority: float = 0.0
@@ -164,7 +153,15 @@ class QueueTaskPlaced:
     worker: str
 
 
-QueueEvent: TypeAlias = QueueWorkerJoined | QueueWorkerLeft | QueueTaskPlaced
+@dataclass(frozen=True, slots=True)
+class QueueWorkerRefused:
+    """A worker was not admitted; `reason` is one phrase."""
+
+    worker: str
+    reason: str
+
+
+QueueEvent: TypeAlias = QueueWorkerJoined | QueueWorkerLeft | QueueWorkerRefused | QueueTaskPlaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,121 +227,3 @@ class Queue(Protocol):
     def close(self) -> None:
         """Send all workers away and stop listening; may be called twice."""
         ...
-
-
-class TransactionLog:
-    """Reads, while it is written, the log that the library keeps of workers and tasks.
-
-    It is the only place where the library tells which worker joined or left.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._stream = open(path, "rb")  # noqa: SIM115
-        self._rest = b""
-        self._addresses: dict[str, str] = {}
-        self._joined: set[str] = set()
-
-    def read(self) -> list[QueueEvent]:
-        """Return the events of the lines that were completed since the last call."""
-        *lines, self._rest = (self._rest + self._stream.read()).split(b"\n")
-        events: list[QueueEvent] = []
-        for line in lines:
-            words = line.decode(errors="replace").split(maxsplit=5)
-            if len(words) < 5 or words[0] == "#":
-                continue
-            if words[2] == "WORKER":
-                events += self._worker(words[3], words[4:])
-            elif words[2] == "TASK" and words[4] == "RUNNING":
-                events.append(QueueTaskPlaced(int(words[3]), words[5].split()[0]))
-        return events
-
-    def close(self) -> None:
-        """Close the log."""
-        self._stream.close()
-
-    def _worker(self, worker_id: str, words: list[str]) -> Iterator[QueueEvent]:
-        if words[0] == "RESOURCES":
-            # repeated whenever they change
-            if worker_id in self._addresses and worker_id not in self._joined:
-                self._joined.add(worker_id)
-                size = [_number(words[1], name) for name in ("cores", "memory", "disk")]
-                yield QueueWorkerJoined(self._addresses[worker_id], worker_id, *size)
-        elif words[1].startswith("CONNECTION"):
-            self._addresses[worker_id] = words[0]
-        elif words[1].startswith("DISCONNECTION"):
-            reason = words[1].removeprefix("DISCONNECTION").strip()
-            self._addresses.pop(worker_id, None)
-            if worker_id in self._joined:
-                self._joined.remove(worker_id)
-                yield QueueWorkerLeft(words[0], worker_id, _LEFT.get(reason, "it went away"))
-
-
-def listen(port: int | tuple[int, int], create: Callable[[int], bool]) -> int:
-    """Call `create` with ports of `port` until it succeeds, and return the one.
-
-    Raises
-    ------
-    EngineError
-        If none of them is free.
-    """
-    if port == 0:
-        for _ in range(_RANDOM_TRIES):
-            with socket.socket() as free:
-                free.bind(("", 0))
-                chosen: int = free.getsockname()[1]
-            if create(chosen):
-                return chosen
-        raise EngineError("No port to listen on was found.", fix="give one: port=9123")
-    first, last = port if isinstance(port, tuple) else (port, port)
-    for chosen in range(first, last + 1):
-        if create(chosen):
-            return chosen
-    if _forbidden(first):
-        raise EngineError(
-            f"Port {first} cannot be listened on by this user.",
-            cause="ports below 1024 belong to the system",
-            fix="give another port, or port=0 for any free one",
-        )
-    what = f"Port {first} is taken." if first == last else f"Ports {first} to {last} are all taken."
-    raise EngineError(
-        what,
-        items=[holder] if (holder := _holder(first)) else [],
-        cause="another run, perhaps of this very notebook, or another program listens there",
-        fix="end the other run, give a range, port=(9123, 9199), or port=0 for any free one",
-    )
-
-
-def _forbidden(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            return error.errno == errno.EACCES
-    return False
-
-
-def _holder(port: int) -> str:
-    """Name the process that listens on `port`, where this user may know it."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
-        except OSError:
-            continue
-        # state 0A is LISTEN
-        inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1][-4:], 16) == port}
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(str(fd.readlink()) in wanted for fd in (process / "fd").iterdir()):
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                command = b" ".join(words).decode(errors="replace").strip()
-                return f"process {process.name}: {command[:120]}"
-        except OSError:
-            continue
-    return ""
-
-
-def _number(text: str, name: str) -> int:
-    found = re.search(rf'"{name}": *\[? *([0-9.]+)', text)
-    return int(float(found[1])) if found else 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cffi
+import cffi.recompiler
 
 from hepscale.errors import EngineError
 
@@ -29,6 +30,8 @@ _PREFIX = Path("/usr")
 HEADER = _PREFIX / "include/cctools/work_queue.h"
 LIBRARIES = (_PREFIX / "lib/libwork_queue.a", _PREFIX / "lib/libdttools.a")
 _NAME = "_hepscale_work_queue"
+# since this function is there, the one that our shim calls has another signature
+_TOO_NEW = b"work_queue_wait_for_tag"
 _INSTALL = "apt-get install coop-computing-tools-dev zlib1g-dev gcc python3-dev"
 
 _CDEF = """
@@ -67,11 +70,13 @@ void work_queue_task_specify_max_retries(struct work_queue_task *t, int64_t max_
 void work_queue_task_specify_cores(struct work_queue_task *t, int cores);
 void work_queue_task_specify_memory(struct work_queue_task *t, int64_t memory);
 void work_queue_task_specify_disk(struct work_queue_task *t, int64_t disk);
+void work_queue_task_specify_gpus(struct work_queue_task *t, int gpus);
 void work_queue_task_specify_running_time_max(struct work_queue_task *t, int64_t seconds);
 void work_queue_task_specify_category(struct work_queue_task *t, const char *category);
 void work_queue_task_specify_priority(struct work_queue_task *t, double priority);
 void work_queue_task_specify_environment_variable(struct work_queue_task *t, const char *name,
     const char *value);
+int debug_config_file_e(const char *path);
 static struct hs_timer *hs_timer_create(void);
 static void hs_timer_delete(struct hs_timer *timer);
 static struct work_queue_task *hs_wait(struct work_queue *q, struct hs_timer *timer,
@@ -94,6 +99,8 @@ def load(settings: Settings) -> ModuleType:
             items=missing,
             fix=f"{_INSTALL}, or conda install -c conda-forge ndcctools",
         )
+    if _TOO_NEW in HEADER.read_bytes():
+        raise _unknown([f"{HEADER} declares {_TOO_NEW.decode()}"])
     shim = resources.files("hepscale.executor.engines").joinpath("queue_shim.c").read_text()
     path = settings.cache_dir / "work_queue" / _key(shim) / f"{_NAME}.so"
     try:
@@ -130,25 +137,19 @@ def _compile(shim: str, path: Path) -> None:
             fix=_INSTALL,
         )
     ffi = cffi.FFI()
-    ffi.set_source(_NAME, shim)
     ffi.cdef(_CDEF)
     # several processes may compile at once, each in a folder of its own
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
-        source, module = f"{folder}/{_NAME}.c", f"{folder}/{_NAME}.so"
-        ffi.emit_c_code(source)
+        source, module = Path(folder, f"{_NAME}.c"), Path(folder, f"{_NAME}.so")
+        cffi.recompiler.make_c_source(ffi, _NAME, shim, str(source))
         flags = ["-shared", "-fPIC", "-O2", "-w", f"-I{include}", f"-I{HEADER.parent.parent}"]
         archives = [str(library) for library in LIBRARIES]
         link = ["-Wl,--wrap=link_address_remote", "-lm", "-lz", "-lpthread"]
-        command = [compiler, *flags, source, *archives, *link, "-o", module]
+        command = [compiler, *flags, str(source), *archives, *link, "-o", str(module)]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         if said.returncode:
-            raise EngineError(
-                "The binding to Work Queue does not compile.",
-                items=[line for line in said.stderr.splitlines() if "rror" in line],
-                cause="the library is of a version that this binding does not know",
-                fix=f"{_INSTALL}, or conda install -c conda-forge ndcctools",
-            )
-        os.replace(module, path)
+            raise _unknown([line for line in said.stderr.splitlines() if "rror" in line])
+        module.replace(path)
 
 
 def _imported(path: Path) -> ModuleType:
@@ -157,7 +158,20 @@ def _imported(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(_NAME, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        # a symbol that the archives do not have is noticed only here
+        raise _unknown([str(error)]) from None
     sys.modules[_NAME] = module
     return module
+
+
+def _unknown(items: list[str]) -> EngineError:
+    return EngineError(
+        "The C library of Work Queue is not one that this binding knows.",
+        items=items,
+        cause="it is of another version than Debian's 9.9",
+        fix=f"{_INSTALL}, or conda install -c conda-forge ndcctools",
+    )

@@ -16,9 +16,9 @@ from hepscale.executor.engines.queue import (
     QueueOptions,
     QueueStats,
     QueueTask,
-    TransactionLog,
-    listen,
 )
+from hepscale.executor.engines.queue_listen import listen
+from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
@@ -61,6 +61,7 @@ class CffiQueue(Queue):
             self._release()
             raise
         self._log = TransactionLog(options.folder / "transactions.log")
+        self._notices = NoticeLog(options.folder / "notices.log")
 
     def submit(self, task: QueueTask) -> int:
         """Queue `task`."""
@@ -72,15 +73,15 @@ class CffiQueue(Queue):
                 lib.work_queue_task_specify_file(made, local, remote, kind, _flags(file))
         for name, value in task.environment:
             lib.work_queue_task_specify_environment_variable(made, _c(name), _c(value))
-        for given, specify in (
-            (task.cores, lib.work_queue_task_specify_cores),
-            (task.memory_mb, lib.work_queue_task_specify_memory),
-            (task.disk_mb, lib.work_queue_task_specify_disk),
-            (math.ceil(task.wall_s), lib.work_queue_task_specify_running_time_max),
-            (task.priority, lib.work_queue_task_specify_priority),
-        ):
-            if given:
-                specify(made, given)
+        # what is 0 would be all that the worker had when it joined, and a worker that has less by
+        # now gives the task up
+        lib.work_queue_task_specify_cores(made, max(task.cores, 1))
+        lib.work_queue_task_specify_memory(made, max(task.memory_mb, 1))
+        lib.work_queue_task_specify_disk(made, max(task.disk_mb, 1))
+        lib.work_queue_task_specify_gpus(made, 0)
+        lib.work_queue_task_specify_priority(made, task.priority)
+        if task.wall_s:
+            lib.work_queue_task_specify_running_time_max(made, math.ceil(task.wall_s))
         if task.category:
             lib.work_queue_task_specify_category(made, _c(task.category))
         # a task is given up when it was tried more often than max_retries: as if it had been once
@@ -106,7 +107,7 @@ class CffiQueue(Queue):
 
     def events(self) -> list[QueueEvent]:
         """Return what was heard of workers and places since the last call."""
-        return self._log.read()
+        return [*self._log.read(), *self._notices.read()]
 
     def stats(self) -> QueueStats:
         """Return the counters."""
@@ -134,6 +135,7 @@ class CffiQueue(Queue):
             self._lib.work_queue_shut_down_workers(self._queue, 0)
             self._release()
             self._log.close()
+            self._notices.close()
 
     def _create(self, port: int) -> bool:
         queue = self._lib.work_queue_create(port)
@@ -146,7 +148,9 @@ class CffiQueue(Queue):
         log = options.folder / "transactions.log"
         if not lib.work_queue_specify_transactions_log(queue, _c(str(log))):
             raise EngineError(
-                "The folder of this run cannot be written.", items=[str(log)], cause="the disk is full"
+                "The folder of this run cannot be written.",
+                items=[str(log)],
+                cause="the disk is full",
             )
         if options.password_file is not None and not lib.work_queue_specify_password_file(
             queue, _c(str(options.password_file))
@@ -154,6 +158,7 @@ class CffiQueue(Queue):
             raise EngineError(
                 "The password file for workers cannot be read.", items=[str(options.password_file)]
             )
+        lib.debug_config_file_e(_c(str(options.folder / "notices.log")))
         if options.catalog:
             lib.work_queue_specify_catalog_servers(queue, _c(options.catalog))
         if options.name:
@@ -184,6 +189,7 @@ class CffiQueue(Queue):
 
     def _release(self) -> None:
         queue, self._queue = self._queue, None
+        self._lib.debug_config_file_e(self._ffi.NULL)
         self._lib.work_queue_delete(queue)
         self._lib.hs_timer_delete(self._timer)
 

@@ -6,6 +6,7 @@
 struct link;
 struct link *link_attach_to_fd(int fd);
 void link_close(struct link *link);
+int debug_config_file_e(const char *path);
 int __real_link_address_remote(struct link *link, char *address, int *port);
 struct work_queue_task *work_queue_wait_internal(
 	struct work_queue *q, int timeout, struct link *uplink, int *active);
@@ -39,11 +40,7 @@ static void hs_timer_delete(struct hs_timer *timer)
 	free(timer);
 }
 
-/* The library's own wait cannot be shorter than a second, does not return when a watched file has
- * grown, and goes on after a signal. What it does for a foreman is one round of its loop, polling
- * one descriptor more; that descriptor is a timer here. The first round never sleeps. */
-static struct work_queue_task *hs_wait(
-	struct work_queue *q, struct hs_timer *timer, double timeout_s)
+static void arm(struct hs_timer *timer, double timeout_s)
 {
 	struct itimerspec when = {{0, 0}, {0, 1}};
 	if (timeout_s > 1e-9) {
@@ -51,14 +48,26 @@ static struct work_queue_task *hs_wait(
 		when.it_value.tv_nsec = (long) ((timeout_s - (time_t) timeout_s) * 1e9);
 	}
 	timerfd_settime(timer->fd, 0, &when, NULL);
+}
+
+/* The library's own wait cannot be shorter than a second, does not return when a watched file has
+ * grown, and goes on after a signal. What it does for a foreman is one round of its loop, polling
+ * one descriptor more, for a second at most; that descriptor is a timer here. */
+static struct work_queue_task *hs_wait(
+	struct work_queue *q, struct hs_timer *timer, double timeout_s)
+{
 	/* before the library does, which would describe us as a foreman */
 	if (work_queue_name(q) && time(0) - timer->advertised >= 30) {
 		update_catalog(q, NULL, 1);
 		timer->advertised = time(0);
 	}
 	int active = 0;
+	arm(timer, timeout_s);
 	struct work_queue_task *task = work_queue_wait_internal(q, 5, timer->link, &active);
-	if (!task && !active)
+	if (!task && !active) {
+		/* the end of the round may have given up a worker: the next one returns its tasks */
+		arm(timer, 0);
 		task = work_queue_wait_internal(q, 5, timer->link, &active);
+	}
 	return task;
 }
