@@ -1,0 +1,173 @@
+"""Work Queue through ``ndcctools``, as conda-forge packages it: the same queue, with TLS."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from ndcctools import work_queue
+
+from hepscale.errors import EngineError
+from hepscale.executor.engines.queue import (
+    RESULTS,
+    Queue,
+    QueueEnded,
+    QueueEvent,
+    QueueFile,
+    QueueOptions,
+    QueueStats,
+    QueueTask,
+)
+from hepscale.executor.engines.queue_listen import listen
+from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
+
+__all__ = ["NdcctoolsQueue"]
+
+_MICRO = 1e-6
+
+
+class NdcctoolsQueue(Queue):
+    """A queue of ``ndcctools``; its certificate is made for this queue only.
+
+    Its `wait` is coarse: whole seconds, at least one, during which other threads stand still and
+    watched files grow unnoticed.
+
+    Parameters
+    ----------
+    options
+        How it listens.
+    ssl
+        Whether workers speak TLS; they need ``--ssl`` then.
+
+    Raises
+    ------
+    EngineError
+        If the port is taken or the password file cannot be read.
+    """
+
+    def __init__(self, options: QueueOptions, ssl: bool = True) -> None:
+        self.library = f"ndcctools {work_queue.__version__}"
+        self._options = options
+        self._ssl = ssl
+        self._queue: Any = None
+        if options.catalog:
+            # the only way that takes all forms of the address, and before the name is given
+            os.environ["CATALOG_HOST"] = options.catalog
+        self.port = listen(options.port, self._create)
+        password = options.password_file
+        if password is not None and not self._open().specify_password_file(str(password)):
+            raise EngineError(
+                "The password file for workers cannot be read.", items=[str(password)]
+            )
+        self._open().specify_keepalive_interval(options.keepalive_interval_s)
+        self._open().specify_keepalive_timeout(options.keepalive_timeout_s)
+        self._log = TransactionLog(options.folder / "transactions.log")
+        work_queue.cctools_debug_config_file(str(options.folder / "notices.log"))
+        self._notices = NoticeLog(options.folder / "notices.log")
+
+    def submit(self, task: QueueTask) -> int:
+        """Queue `task`."""
+        made = work_queue.Task(task.command)
+        for files, kind in (
+            (task.inputs, work_queue.WORK_QUEUE_INPUT),
+            (task.outputs, work_queue.WORK_QUEUE_OUTPUT),
+        ):
+            for file in files:
+                made.specify_file(str(file.local), file.remote, kind, _flags(file))
+        for name, value in task.environment:
+            made.specify_environment_variable(name, value)
+        made.specify_cores(max(task.cores, 1))
+        made.specify_memory(max(task.memory_mb, 1))
+        made.specify_disk(max(task.disk_mb, 1))
+        made.specify_gpus(0)
+        made.specify_priority(task.priority)
+        if task.wall_s:
+            made.specify_running_time_max(math.ceil(task.wall_s))
+        if task.category:
+            made.specify_category(task.category)
+        # a task is given up when it was tried more often than max_retries: as if it had been once
+        made.specify_max_retries(1)
+        made._task.try_count = 1
+        return int(self._open().submit(made))
+
+    def wait(self, timeout_s: float) -> QueueEnded | None:
+        """Return a task that has ended."""
+        task = self._open().wait(max(1, math.ceil(timeout_s)))
+        if task is None:
+            return None
+        return QueueEnded(
+            id=task.id,
+            status=RESULTS.get(task.result, "failed"),
+            exit_code=task.return_status,
+            output=task.output or "",
+            host=task.hostname or "",
+            worker=task.host or "",
+            wall_s=task.cmd_execution_time * _MICRO,
+            sent_bytes=task.total_bytes_sent,
+            received_bytes=task.total_bytes_received,
+        )
+
+    def cancel(self, task_id: int) -> bool:
+        """Take a task back and kill its processes."""
+        return self._open().cancel_by_taskid(task_id) is not None
+
+    def events(self) -> list[QueueEvent]:
+        """Return what was heard of workers and places since the last call."""
+        return [*self._log.read(), *self._notices.read()]
+
+    def stats(self) -> QueueStats:
+        """Return the counters."""
+        stats = self._open().stats
+        busy = stats.time_send + stats.time_receive + stats.time_status_msgs + stats.time_internal
+        return QueueStats(
+            workers_connected=stats.workers_connected,
+            workers_joined=stats.workers_joined,
+            workers_removed=stats.workers_removed,
+            workers_busy=stats.workers_busy,
+            tasks_waiting=stats.tasks_waiting,
+            tasks_running=stats.tasks_running,
+            tasks_dispatched=stats.tasks_dispatched,
+            sent_bytes=stats.bytes_sent,
+            received_bytes=stats.bytes_received,
+            cores=stats.total_cores,
+            polling_s=stats.time_polling * _MICRO,
+            busy_s=busy * _MICRO,
+        )
+
+    def close(self) -> None:
+        """Send all workers away and stop listening."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.shutdown_workers(0)
+            queue.__exit__(None, None, None)
+            work_queue.cctools_debug_config_file(None)
+            self._log.close()
+            self._notices.close()
+
+    def _create(self, port: int) -> bool:
+        log = str(self._options.folder / "transactions.log")
+        try:
+            self._queue = work_queue.WorkQueue(
+                port, name=self._options.name or None, transactions_log=log, ssl=self._ssl
+            )
+        # it raises nothing more telling
+        except Exception as error:  # noqa: BLE001
+            if "port" in str(error):
+                return False
+            raise EngineError("Work Queue could not be started.", items=[str(error)]) from None
+        return True
+
+    def _open(self) -> Any:
+        if self._queue is None:
+            raise EngineError("The queue was closed.", fix="make a new executor")
+        return self._queue
+
+
+def _flags(file: QueueFile) -> int:
+    flags = (
+        (file.cache, work_queue.WORK_QUEUE_CACHE),
+        (file.watch, work_queue.WORK_QUEUE_WATCH),
+        (file.failure_only, work_queue.WORK_QUEUE_FAILURE_ONLY),
+    )
+    return sum(int(flag) for given, flag in flags if given)

@@ -1,0 +1,143 @@
+"""Which Work Queue is here: opens a queue with the best binding, and tells versions."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hepscale.config import load_settings
+from hepscale.errors import EngineError
+from hepscale.executor.engines.queue import Queue, QueueOptions
+from hepscale.executor.engines.queue_cffi import CffiQueue
+from hepscale.executor.engines.queue_log import PROTOCOLS
+
+if TYPE_CHECKING:
+    from hepscale.config import Settings
+
+__all__ = ["WorkerVersion", "library_protocol", "open_queue", "worker_version"]
+
+_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerVersion:
+    """A worker program: the protocol that it speaks, and the release of cctools that it is of."""
+
+    path: str
+    protocol: int
+    release: str
+
+
+def open_queue(options: QueueOptions, settings: Settings) -> Queue:
+    """Open a queue: of ``ndcctools`` where this is installed, else of the C library.
+
+    Raises
+    ------
+    EngineError
+        If neither is installed, or if the port is taken.
+    """
+    if importlib.util.find_spec("ndcctools") is not None:
+        from hepscale.executor.engines.queue_ndcctools import NdcctoolsQueue
+
+        return NdcctoolsQueue(options)
+    return CffiQueue(options, settings)
+
+
+def worker_version(program: str = "work_queue_worker") -> WorkerVersion:
+    """Start a worker, let it introduce itself, and end it; about 0.1 s.
+
+    Raises
+    ------
+    EngineError
+        If there is no such program, or if it says nothing.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise EngineError(
+            f"The worker program {program} was not found.",
+            fix="apt-get install coop-computing-tools, or conda install -c conda-forge ndcctools",
+        )
+    with socket.socket() as server, tempfile.TemporaryDirectory() as folder:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(_PATIENCE_S)
+        address = ["127.0.0.1", str(server.getsockname()[1])]
+        process = subprocess.Popen(
+            [path, "--single-shot", "--cores", "1", "--workdir", folder, *address],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            connection, _ = server.accept()
+            with connection, connection.makefile("rb") as stream:
+                connection.settimeout(_PATIENCE_S)
+                words = stream.readline().decode(errors="replace").split()
+        except OSError:
+            words = []
+        finally:
+            process.kill()
+            process.wait()
+    if len(words) != 6 or words[0] != "workqueue":
+        raise EngineError(
+            f"The worker program {path} does not introduce itself.",
+            items=[" ".join(words)] if words else [],
+            fix=f"{path} --version",
+        )
+    return WorkerVersion(path, int(words[1]), words[5])
+
+
+def library_protocol() -> int:
+    """Return the protocol that queues of this process speak; about 0.5 s.
+
+    The library tells it only when it refuses a worker, on the standard error of the process:
+    hence in a process of its own.
+
+    Raises
+    ------
+    EngineError
+        If no library of Work Queue can be used.
+    """
+    # what is missing is better said by this process
+    with tempfile.TemporaryDirectory() as folder:
+        open_queue(QueueOptions(Path(folder)), load_settings()).close()
+    said = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import _provoke; _provoke()"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_S,
+        check=False,
+    )
+    found = PROTOCOLS.search(said.stderr)
+    if found is None:
+        raise EngineError(
+            "The protocol of the library of Work Queue could not be found out.",
+            items=said.stderr.splitlines()[-1:],
+            fix="hepscale doctor",
+        )
+    return int(found[3])
+
+
+def _provoke() -> None:
+    """Be a worker of a protocol that no queue speaks."""
+    with tempfile.TemporaryDirectory() as folder:
+        queue = open_queue(QueueOptions(Path(folder)), load_settings())
+        with socket.create_connection(("127.0.0.1", queue.port)) as worker:
+            worker.sendall(b"workqueue 0 probe linux any 0.0.0\n")
+            worker.settimeout(0.01)
+            while True:
+                queue.wait(0.1)
+                try:
+                    if not worker.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+        queue.close()
