@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import shutil
 import stat
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -25,8 +24,6 @@ __all__ = ["Workers"]
 
 # what a core of the grid's sites comes with
 _BATCH_MB_PER_CORE = 2000
-# HTCondor gives next to nothing to who asks for nothing
-_CONDOR_DISK_MB_PER_CORE = 10_000
 
 
 @dataclass(slots=True)
@@ -67,8 +64,8 @@ class Workers:
     memory_mb
         Of each worker. None: on this machine an equal share, elsewhere 2000 MB a core.
     disk_mb
-        Of each worker. None: what the worker finds, on this machine an equal share of it; HTCondor
-        is asked for 10,000 MB a core.
+        That each worker announces; it ends should less be free. None: what it finds; HTCondor is
+        then asked for 10,000 MB a core.
     options
         Lines for the batch system, as they would follow ``#SBATCH``, ``#$`` or ``#PBS``
         (``"--partition=short"``, ``"-q long"``), or stand in HTCondor's submit description
@@ -173,19 +170,15 @@ class Workers:
         used = (workdir or settings.scratch_dir) if local else workdir
         if used is not None:
             _check_workdir(used)
-        memory_mb, disk_mb = self.memory_mb, self.disk_mb
+        memory_mb = self.memory_mb
         if memory_mb is None:
             memory_mb = _memory_mb() // self.count if local else _BATCH_MB_PER_CORE * self.cores
-        if disk_mb is None and used is not None and local:
-            disk_mb = _free_mb(used) // self.count
-        elif disk_mb is None and self.batch == "condor":
-            disk_mb = _CONDOR_DISK_MB_PER_CORE * self.cores
         return Plan(
             batch=self.batch,
             count=self.count,
             cores=self.cores,
             memory_mb=memory_mb,
-            disk_mb=disk_mb,
+            disk_mb=self.disk_mb,
             options=tuple(self.options),
             setup=tuple(self.setup),
             workdir=workdir,
@@ -260,7 +253,7 @@ class Workers:
         return groups.alive(self._started.group) if self._started.group is not None else 0
 
     def said(self) -> str:
-        """Return what the workers have written; those of HTCondor when they have ended."""
+        """Return what the workers have written; a worker writes most of it when it ends."""
         return groups.said(self._started.group) if self._started.group is not None else ""
 
     def stop(self) -> None:
@@ -318,18 +311,8 @@ def _check_workdir(path: Path) -> None:
 
 
 def _memory_mb() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1_000_000
-
-
-def _free_mb(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free // 1_000_000
-    except OSError as error:
-        raise ConfigError(
-            "The folder for the workers' files cannot be used.",
-            items=[f"{folder}: {error.strerror}"],
-            fix="choose another with workdir=..., or export HEPSCALE_SCRATCH_DIR=<folder>",
-        ) from None
+    # as Work Queue and the batch systems count
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 def _catalog() -> str:

@@ -32,6 +32,9 @@ SUBMIT = "worker.submit"
 _CONNECT_S = 60
 _MAX_BACKOFF_S = 10
 
+# HTCondor gives next to nothing to who asks for nothing
+_DISK_MB_PER_CORE = 10_000
+
 _HOST_PORT = re.compile(r"\[?(?P<host>[\w.:-]+?)\]?:(?P<port>\d{1,5})")
 
 
@@ -73,7 +76,7 @@ class Plan:
     memory_mb
         Of each worker.
     disk_mb
-        Of each worker; None: it takes what it finds.
+        That each worker announces; None: what it finds.
     options
         Lines for the batch system, as they would follow ``#SBATCH``, ``#$`` or ``#PBS``, or
         stand in HTCondor's submit description.
@@ -143,7 +146,6 @@ def worker_command(plan: Plan) -> list[str]:
         *_options(plan),
         *(("--workdir", str(workdir)) if workdir is not None else ()),
         *(("--password", str(plan.password_file)) if plan.password_file else ()),
-        *(("--parent-death",) if plan.batch == "local" else ()),
         *_manager(plan),
     ]
 
@@ -230,7 +232,6 @@ def _slurm(plan: Plan) -> tuple[str, list[tuple[str, str]]]:
         ("", "--ntasks=1"),
         ("", f"--cpus-per-task={plan.cores}"),
         ("--mem", f"--mem={plan.memory_mb}M"),
-        *([("", f"--tmp={plan.disk_mb}M")] if plan.disk_mb else []),
         ("", "--output=/dev/null"),
         # that of the submission need not exist there
         ("", "--chdir=/"),
@@ -265,7 +266,7 @@ def _pbs(plan: Plan) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _torque(plan: Plan) -> tuple[str, list[tuple[str, str]]]:
-    disk = f",file={plan.disk_mb}mb" if plan.disk_mb else ""
+    disk = f",file={_asked_disk_mb(plan.disk_mb)}mb" if plan.disk_mb else ""
     return "#PBS", [
         ("", f"-N {JOB_NAME}"),
         ("", f"-t 1-{plan.count}"),
@@ -278,6 +279,11 @@ def _torque(plan: Plan) -> tuple[str, list[tuple[str, str]]]:
 _DIRECTIVES = {"slurm": _slurm, "sge": _sge, "pbs": _pbs, "torque": _torque}
 
 
+def _asked_disk_mb(disk_mb: int) -> int:
+    """Return what to ask for: a worker ends when it finds less than it is to announce."""
+    return disk_mb * 11 // 10
+
+
 def _condor_description(plan: Plan) -> str:
     inputs = [plan.binary, *([plan.password_file] if plan.password_file else [])]
     for path in inputs:
@@ -288,7 +294,7 @@ def _condor_description(plan: Plan) -> str:
                 cause="a comma, a dollar sign, a quote or a space at an end has a meaning there",
                 fix="copy it to a folder with a plain name",
             )
-    disk_kb = (plan.disk_mb or 0) * 1024
+    asked_mb = _asked_disk_mb(plan.disk_mb) if plan.disk_mb else _DISK_MB_PER_CORE * plan.cores
     lines = [
         "universe = vanilla",
         f"batch_name = {JOB_NAME}",
@@ -303,7 +309,7 @@ def _condor_description(plan: Plan) -> str:
         "notification = never",
         f"request_cpus = {plan.cores}",
         f"request_memory = {plan.memory_mb}",
-        *([f"request_disk = {disk_kb}"] if disk_kb else []),
+        f"request_disk = {asked_mb * 1024}",
         *plan.options,
         f"queue {plan.count}",
     ]

@@ -73,6 +73,8 @@ def _start(told: dict[str, object]) -> set[int]:
                     cwd=folder,
                     # the folder is in use as long as one of them lives, whatever becomes of us
                     pass_fds=(lock,),
+                    # even if we are killed: it then ends its tasks and removes their files
+                    preexec_fn=_end_with_us,
                 )
                 pids.append(worker.pid)
                 # reaped by `_ended`
@@ -83,6 +85,10 @@ def _start(told: dict[str, object]) -> set[int]:
             pids = []
     print(json.dumps({"supervisor": os.getpid(), "workers": pids, "problem": problem}), flush=True)
     return set(pids)
+
+
+def _end_with_us() -> None:
+    proc.die_with_parent(signal.SIGTERM)
 
 
 def _gone(manager_pid: int) -> bool:
