@@ -90,37 +90,32 @@ def list_() -> None:
     """Show the workers that were started here, the newest first; forget those that have ended."""
     import time
 
-    from rich.console import Console
-    from rich.table import Table
-
     from hepscale.config import load_settings
     from hepscale.errors import EngineError
-    from hepscale.workers import groups
+    from hepscale.workers import groups, records
 
-    table = Table("ID", "batch", "manager", "job", "workers", "cores", "memory", "since", box=None)
-    for group in groups.every(load_settings()):
+    rows = [("ID", "batch", "manager", "job", "workers", "cores", "memory", "since")]
+    for group in records.every(load_settings()):
+        number: int | str
         try:
-            number: int | None = groups.alive(group)
+            number = groups.alive(group)
         except EngineError as error:
-            number = None
+            number = "?"
             click.echo(f"{group.id}: {error}", err=True)
         if number == 0:
-            groups.forget(group)
+            records.forget(group)
             continue
-        table.add_row(
-            group.id,
-            group.batch,
-            group.address,
-            group.job or group.host,
-            f"{'?' if number is None else number} of {group.count}",
-            str(group.cores),
-            f"{group.memory_mb} MB",
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(group.started_s)),
-        )
-    if table.row_count:
-        Console(soft_wrap=True).print(table)
-    else:
+        row = (group.id, group.batch, group.address, group.job or group.host)
+        size = (f"{number} of {group.count}", str(group.cores), f"{group.memory_mb} MB")
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(group.started_s))
+        rows.append((*row, *size, since))
+    if len(rows) == 1:
         click.echo("There are no workers.")
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for one in rows:
+        cells = (cell.ljust(width) for cell, width in zip(one, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 @workers.command("stop")
@@ -130,13 +125,13 @@ def stop(identities: tuple[str, ...], everything: bool) -> None:
     """End workers by the ID that workers list shows."""
     from hepscale.config import load_settings
     from hepscale.errors import EngineError
-    from hepscale.workers import groups
+    from hepscale.workers import groups, records
 
     if bool(identities) == everything:
         raise click.UsageError("Give the IDs that hepscale workers list shows, or --all.")
     settings = load_settings()
     chosen = (
-        groups.every(settings) if everything else [groups.find(settings, i) for i in identities]
+        records.every(settings) if everything else [records.find(settings, i) for i in identities]
     )
     failed = 0
     for group in chosen:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Sequence
 
+    from hepscale.workers.records import Group
+
 __all__ = ["Workers"]
 
 # what a core of the grid's sites comes with
@@ -40,7 +42,7 @@ class _Started:
         The process that has started it; a fork of it is not the owner.
     """
 
-    group: groups.Group | None = None
+    group: Group | None = None
     process: subprocess.Popen[bytes] | None = None
     pid: int = 0
 

@@ -1,4 +1,4 @@
-"""Groups of workers that were started together, and the records that are kept of them."""
+"""Starting, counting and stopping workers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hepscale.errors import ConfigError, EngineError, RunDirectoryError
+from hepscale.errors import EngineError, RunDirectoryError
 from hepscale.worker import scratch
 from hepscale.workers import systems
 from hepscale.workers.plan import SCRIPT, submit_files, worker_command
+from hepscale.workers.records import Group, Process, every, forget, keep, write
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
-    from hepscale.workers.plan import BatchName, Plan
+    from hepscale.workers.plan import Plan
 
-__all__ = ["Group", "alive", "every", "find", "new_folder", "said", "start", "stop", "sweep"]
+__all__ = ["alive", "end_process", "new_folder", "said", "start", "stop", "sweep"]
 
 log = logging.getLogger(__name__)
 
-_RECORD = "record.json"
 _END_S = 10.0
 _ROOT = Path(__file__).parents[2]
 # the package by its place: an interpreter of its own need not find it
@@ -38,88 +37,6 @@ _SUPERVISE = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
     "from hepscale.workers.supervisor import main; main(sys.argv[2])"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process, told from a later one of the same number.
-
-    Attributes
-    ----------
-    pid
-        Its number.
-    begun_ticks
-        When it began, in clock ticks since the machine did.
-    """
-
-    pid: int
-    begun_ticks: int
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """Return what identifies a process now; `begun_ticks` is 0 if it has ended."""
-        try:
-            # the name in parentheses may hold anything
-            fields = (
-                Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-            )
-        except OSError:
-            return cls(pid, 0)
-        return cls(pid, 0 if fields[0] in "ZX" else int(fields[19]))
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self.begun_ticks > 0 and Process.of(self.pid) == self
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Workers that were started together.
-
-    Attributes
-    ----------
-    folder
-        Where its record, scripts and logs are; its name is what users call it.
-    batch
-        Who started it.
-    address
-        The manager that it serves.
-    count
-        How many workers were asked for.
-    cores, memory_mb
-        Of each worker.
-    started_s
-        When, in seconds since 1970.
-    host
-        The machine that it was started from.
-    job
-        What the batch system calls it; empty on this machine.
-    supervisor
-        The parent of workers of this machine.
-    workers
-        The workers of this machine.
-    owner
-        The process that it ends with; None: it stays.
-    """
-
-    folder: Path
-    batch: BatchName
-    address: str
-    count: int
-    cores: int
-    memory_mb: int
-    started_s: float
-    host: str
-    job: str
-    supervisor: Process | None
-    workers: tuple[Process, ...]
-    owner: Process | None
-
-    @property
-    def id(self) -> str:
-        """What users call it."""
-        return self.folder.name
 
 
 def new_folder(settings: Settings) -> Path:
@@ -166,7 +83,7 @@ def start(
             process, supervisor, workers = _start_here(plan, settings, owned=owned)
         else:
             for name, text in submit_files(plan).items():
-                _write(plan.folder / name, text, 0o700 if name == SCRIPT else 0o600)
+                write(plan.folder / name, text, 0o700 if name == SCRIPT else 0o600)
             job = systems.submit(plan.batch, plan.folder)
         group = Group(
             folder=plan.folder,
@@ -182,7 +99,7 @@ def start(
             workers=workers,
             owner=Process.of(os.getpid()) if owned else None,
         )
-        _write(plan.folder / _RECORD, json.dumps(asdict(group), default=str), 0o600)
+        keep(group)
     except BaseException as error:
         if process is not None:
             end_process(process)
@@ -253,15 +170,6 @@ def stop(group: Group) -> None:
     forget(group)
 
 
-def forget(group: Group) -> None:
-    """Remove the record, the scripts and the logs of a group."""
-    # the record last: without it nobody would find the rest
-    for path in sorted(group.folder.glob("*"), key=lambda path: path.name == _RECORD):
-        with suppress(OSError):
-            path.unlink()
-    shutil.rmtree(group.folder, ignore_errors=True)
-
-
 def sweep(settings: Settings) -> None:
     """Stop what was left behind by processes of this machine that were killed."""
     for group in every(settings):
@@ -316,7 +224,7 @@ def _start_here(
         "manager_pid": os.getpid() if owned else None,
     }
     try:
-        _write(plan.folder / "supervisor.json", json.dumps(told), 0o600)
+        write(plan.folder / "supervisor.json", json.dumps(told), 0o600)
         arguments = [str(_ROOT), str(plan.folder / "supervisor.json")]
         with open(plan.folder / "supervisor.log", "wb") as errors:
             process = subprocess.Popen(
@@ -373,22 +281,6 @@ def _check_here(group: Group) -> None:
             cause="the folder with their record is shared between machines",
             fix=f"run the command on {group.host}",
         )
-
-
-def _group(folder: Path, told: dict[str, Any]) -> Group:
-    processes = {
-        key: Process(**told[key]) if told[key] else None for key in ("supervisor", "owner")
-    }
-    workers = tuple(Process(**one) for one in told["workers"])
-    return Group(**{**told, **processes, "folder": folder, "workers": workers})
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    begun = path.with_name(f".{path.name}")
-    opened = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with open(opened, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    begun.rename(path)
 
 
 def _unusable(folder: Path, error: OSError) -> RunDirectoryError:

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hepscale import EngineError, Workers
 from hepscale.cli import main
 from hepscale.config import load_settings
-from hepscale.workers import groups
+from hepscale.workers import groups, records
 from hepscale.workers.version import worker_version
 
 pytestmark = pytest.mark.skipif(
@@ -41,7 +41,7 @@ def cache(tmp_path, monkeypatch):
     """A cache folder whose path wants quoting, in which nothing is left."""
     monkeypatch.setenv("HEPSCALE_CACHE_DIR", str(tmp_path / "it's a cache"))
     yield
-    assert groups.every(load_settings()) == []
+    assert records.every(load_settings()) == []
     support.wait_for(lambda: not worker_pids(), 20)
 
 
@@ -119,7 +119,7 @@ def test_a_server_that_fails_later(stub, listener):
         with pytest.raises(EngineError, match="has not cancelled"):
             workers.stop()
         # it is not forgotten
-        assert len(groups.every(load_settings())) == 1
+        assert len(records.every(load_settings())) == 1
         (jobs / "refuse").unlink()
 
 
@@ -139,7 +139,7 @@ def test_commands(stub, listener, kind):
     identity = command("start", *arguments).partition(":")[0]
     for _ in range(2):
         listener.accept()
-    (group,) = groups.every(load_settings())
+    (group,) = records.every(load_settings())
     said = re.findall(r"^# .*/([0-9a-f]{8})/worker\.sh$", dry, re.MULTILINE)
     dry = dry.replace(said[0], identity)
     for path in group.folder.glob("worker.*"):

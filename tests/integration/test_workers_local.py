@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hepscale import EngineError, Workers
 from hepscale.cli import main
 from hepscale.config import load_settings
-from hepscale.workers import groups
+from hepscale.workers import groups, records
 from hepscale.workers.version import worker_version
 
 pytestmark = pytest.mark.skipif(
@@ -31,9 +31,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def nothing_runs():
     yield
-    support.wait_for(lambda: not workers_running(), 10)
-    assert support.scratch() == []
-    assert groups.every(load_settings()) == []
+    support.wait_for(lambda: not workers_running() and not support.scratch(), 10)
+    assert records.every(load_settings()) == []
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_start_and_stop(listener, tmp_path):
         assert workers.alive() == len(workers_running()) == 2
         with pytest.raises(EngineError, match="started already"):
             workers.start(listener.address)
-        (group,) = groups.every(load_settings())
+        (group,) = records.every(load_settings())
         assert (group.address, group.batch, group.count) == (listener.address, "local", 2)
         assert stat.S_IMODE(group.folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((group.folder / "record.json").stat().st_mode) == 0o600
@@ -127,12 +126,13 @@ if len(sys.argv) > 2 and not os.fork():
     time.sleep(30)
     os._exit(0)
 print("ready", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.01)
 {end}
 """
-WAIT = "time.sleep(60)"
 
 
-def started(tmp_path, listener, *arguments, end=WAIT):
+def started(tmp_path, listener, *arguments, end=""):
     source = OWNER.replace("{end}", end)
     return support.script(tmp_path / "owner.py", source, listener.address, *arguments)
 
@@ -155,12 +155,13 @@ def test_kill_9_of_the_owner_ends_them(tmp_path, listener, forked):
         support.wait_for(lambda: not support.scratch(), 5)
         for pid in children & set(support.processes()):
             os.kill(pid, signal.SIGKILL)
+        owner.process.communicate()
     # the record is what is left of them, until somebody looks
-    (group,) = groups.every(load_settings())
+    (group,) = records.every(load_settings())
     assert group.owner.pid == owner.pid
     with Workers() as workers:
         workers.start(listener.address)
-        assert [one.owner.pid for one in groups.every(load_settings())] == [os.getpid()]
+        assert [one.owner.pid for one in records.every(load_settings())] == [os.getpid()]
 
 
 def test_kill_9_of_the_supervisor_ends_them(listener):
@@ -168,7 +169,7 @@ def test_kill_9_of_the_supervisor_ends_them(listener):
         workers.start(listener.address)
         for _ in range(2):
             listener.accept()
-        (group,) = groups.every(load_settings())
+        (group,) = records.every(load_settings())
         before = time.monotonic()
         os.kill(group.supervisor.pid, signal.SIGKILL)
         support.wait_for(lambda: not workers_running(), 5)
@@ -180,9 +181,9 @@ def test_kill_9_of_the_supervisor_ends_them(listener):
 def test_an_owner_that_ends_by_itself_ends_them(tmp_path, listener, end):
     with started(tmp_path, listener, end=end) as owner:
         ready(owner, listener)
-        owner.process.wait(20)
+        (tmp_path / "go").touch()
+        owner.process.communicate(timeout=20)
         assert workers_running() == {}
-        owner.process.communicate()
 
 
 def test_a_fork_does_not_stop_them(listener):
@@ -293,8 +294,8 @@ def test_commands(listener):
 def test_list_forgets_what_has_ended(listener):
     command("start", "--idle", 1, listener.address)
     listener.accept()
-    support.wait_for(lambda: not workers_running(), 20)
-    assert command("list") == "There are no workers.\n"
+    assert "1 of 1" in command("list")
+    support.wait_for(lambda: command("list") == "There are no workers.\n", 20)
 
 
 def test_dry_run_prints_what_is_run(listener, tmp_path):
@@ -313,7 +314,7 @@ def test_dry_run_prints_what_is_run(listener, tmp_path):
 def test_a_record_of_another_machine(listener, monkeypatch):
     said = command("start", listener.address)
     listener.accept()
-    (group,) = groups.every(load_settings())
+    (group,) = records.every(load_settings())
     record = group.folder / "record.json"
     kept = record.read_text()
     record.write_text(json.dumps({**json.loads(kept), "host": "elsewhere"}))
