@@ -24,9 +24,9 @@ lint: $(VENV)/installed-dev
 unit: system $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# root's tests make a Debian chroot and try another shell; Work Queue's worker and C library are for the
-# workqueue engine
-SYSTEM := debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev
+# root's tests make a Debian chroot, try another shell and start Slurm; Work Queue's worker and C library
+# are for the workqueue engine
+SYSTEM := debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev munge slurm-wlm
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  dpkg -s $(SYSTEM) >/dev/null 2>&1 || apt-get install --quiet --yes $(SYSTEM) || \

@@ -1,0 +1,250 @@
+"""``python -I FOLDER --task``: run the task whose folder this is, on a worker of Work Queue.
+
+The folder is a sandbox in the worker's workspace. It holds ``hepscale-task.json``, ``work``, and
+what they name. The workspace gets a folder for a forkserver, which all tasks of the worker share: it
+starts with the first task and ends with the worker, whichever way that goes.
+
+The frame file is one that the worker carries back while it grows. The worker looks at it every few
+seconds, or at once when it gets a SIGCHLD. What is added after its last look is not carried: the
+exit code says whether the whole file has to be.
+
+Exit codes: 0 all frames are on their way, 75 (`FETCH`) they have to be fetched, 90 (`REFUSED`)
+this worker cannot run the task, with the reason on standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import layout, proc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ENDED", "FETCH", "REFUSED", "main"]
+
+FETCH, REFUSED = 75, 90
+# begins the line of standard output that says how the task ended
+ENDED = "hepscale-ended "
+_TOLD = "hepscale-task.json"
+# a task that is over sooner sends all of its frames at its end
+_QUIET_S = 0.25
+_PACE_S = 0.1
+_LAST_LOOK_S = 5.0
+_START_S = 600.0
+_IN_MODIFY, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x2, 0x10, 0x20
+_EVENT = struct.Struct("iIII")
+
+
+class Refused(Exception):
+    """This worker cannot run the task."""
+
+
+class _FrameFile:
+    """The frame file, and who has written to it and read it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        self.notify = -1
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None, use_errno=True)
+            self.notify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            mask = _IN_MODIFY | _IN_CLOSE_NOWRITE | _IN_OPEN
+            if self.notify >= 0:
+                libc.inotify_add_watch(self.notify, os.fsencode(path), mask)
+        self._size = 0
+
+    def events(self) -> Iterator[int]:
+        """Yield what has happened to it since the last call."""
+        if self.notify < 0:
+            size = os.stat(self.path).st_size
+            if size != self._size:
+                self._size = size
+                yield _IN_MODIFY
+            return
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.notify, 1 << 16)
+        at = 0
+        while at < len(data):
+            _, mask, _, length = _EVENT.unpack_from(data, at)
+            yield mask
+            at += _EVENT.size + length
+
+    def is_carried(self, worker: int) -> bool:
+        """Have the worker look a last time; return whether it has read all that there is."""
+        if self.notify < 0:
+            return False
+        for _ in self.events():
+            # what was read before the last frame does not count
+            pass
+        os.kill(worker, signal.SIGCHLD)
+        end, opened = time.monotonic() + _LAST_LOOK_S, False
+        while time.monotonic() < end:
+            select.select([self.notify], [], [], _PACE_S)
+            for mask in self.events():
+                opened |= bool(mask & _IN_OPEN)
+                if opened and mask & _IN_CLOSE_NOWRITE:
+                    return True
+        return False
+
+
+def main(package: str) -> int:
+    """Run the task of the current folder; return the exit code."""
+    here, worker = os.getcwd(), os.getppid()
+    try:
+        with open(_TOLD, encoding="utf-8") as stream:
+            told = json.load(stream)
+        connection = _join(told["server"], package, worker)
+        stream = connection.makefile("r", encoding="utf-8")
+        _check(json.loads(stream.readline()), told["versions"])
+        frames = _FrameFile(os.path.join(here, "frames"))
+        request = _prepare(here, told)
+    except (OSError, ValueError, KeyError, Refused) as error:
+        sys.stdout.write(f"{error}\n")
+        return REFUSED
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    carried = _follow(connection, frames, worker)
+    line = stream.readline()
+    if not line:
+        sys.stdout.write("The worker's forkserver has ended.\n")
+        return REFUSED
+    ended = {**json.loads(line), "output_tail": layout.output_tail(here)}
+    sys.stdout.write(f"\n{ENDED}{json.dumps(ended)}\n")
+    sys.stdout.flush()
+    return 0 if carried and frames.is_carried(worker) else FETCH
+
+
+def _follow(connection: socket.socket, frames: _FrameFile, worker: int) -> bool:
+    """Wake the worker for new frames until the task has ended; return whether that was needed."""
+    grown, next_s, woken = False, time.monotonic() + _QUIET_S, False
+    waiting = [connection] if frames.notify < 0 else [connection, frames.notify]
+    while True:
+        ready, _, _ = select.select(waiting, [], [], _PACE_S if grown or frames.notify < 0 else 5.0)
+        grown |= any(mask & _IN_MODIFY for mask in frames.events())
+        if connection in ready:
+            return woken
+        if grown and time.monotonic() >= next_s:
+            os.kill(worker, signal.SIGCHLD)
+            grown, next_s, woken = False, time.monotonic() + _PACE_S, True
+        elif grown and frames.notify in ready:
+            # what comes in between is carried with the next look
+            time.sleep(max(0.0, min(next_s - time.monotonic(), _PACE_S)))
+
+
+def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:
+    """Write what the forkserver's child reads; return the request."""
+    inputs = [(name, os.path.join(here, path)) for name, path in told["inputs"]]
+    places = {
+        name: os.path.join(here, told["spec"][name]) if told["spec"][name] else None
+        for name in ("payload", "code")
+    }
+    spec = {**told["spec"], **places, "cwd": layout.lay_out(here, inputs)}
+    with open("task.json", "w", encoding="utf-8") as stream:
+        json.dump(spec, stream)
+    path = [os.path.join(sys.prefix, "bin"), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
+    environ = {
+        **os.environ,
+        "PATH": os.pathsep.join(dict.fromkeys(path)),
+        **{name: value.replace("{here}", here) for name, value in told["environ"].items()},
+    }
+    with open("environ.json", "w", encoding="utf-8") as stream:
+        json.dump(environ, stream)
+    return {
+        "op": "run",
+        "id": told["spec"]["task"],
+        "dir": here,
+        "memory_mb": told["memory_mb"],
+        "environ": os.path.join(here, "environ.json"),
+    }
+
+
+def _check(ready: dict[str, str], wanted: dict[str, str]) -> None:
+    """Refuse a worker on which pickles of the manager would not mean the same."""
+    python = ".".join(ready["python"].split(".")[:2])
+    if (ready["hepscale"], python) != (wanted["hepscale"], wanted["python"]):
+        raise Refused(
+            f"the manager has HepScale {wanted['hepscale']} and Python {wanted['python']}, this "
+            f"worker HepScale {ready['hepscale']}, Python {python}, glibc {ready['glibc']}"
+        )
+
+
+# -- the forkserver of this worker -----------------------------------------------------------------
+
+
+def _join(told: dict[str, Any], package: str, worker: int) -> socket.socket:
+    """Return a connection to the forkserver, starting it if nobody has."""
+    place = os.path.join(os.path.dirname(os.getcwd()), "hepscale")
+    folder = os.path.join(place, told["name"])
+    os.makedirs(place, mode=0o700, exist_ok=True)
+    found = _connect(folder)
+    if found is not None:
+        return found
+    lock = os.open(os.path.join(place, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # the kernel gives it back when this process ends, however that happens
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _connect(folder) or _start(folder, told["settings"], package, worker)
+    finally:
+        os.close(lock)
+
+
+def _connect(folder: str) -> socket.socket | None:
+    client, at = socket.socket(socket.AF_UNIX), -1
+    try:
+        # through a descriptor: the path of a socket may have 107 bytes only
+        at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        client.connect(f"/proc/self/fd/{at}/s")
+    except OSError:
+        client.close()
+        return None
+    finally:
+        if at >= 0:
+            os.close(at)
+    return client
+
+
+def _start(folder: str, settings: dict[str, Any], package: str, worker: int) -> socket.socket:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder, 0o700)
+    # the task's own copy goes with its folder
+    kept = os.path.join(folder, "worker")
+    shutil.copytree(package, kept)
+    told = {**settings, "dir": folder, "manager_pid": worker, "since": proc.since(worker)}
+    path = os.path.join(folder, "settings.json")
+    with open(path, "w", encoding="utf-8") as stream:
+        json.dump(told, stream)
+    with open(os.path.join(folder, "log"), "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-I", kept, path],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
+        )
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end:
+        found = _connect(folder)
+        if found is not None:
+            return found
+        if server.poll() is not None:
+            break
+        time.sleep(0.01)
+    with open(os.path.join(folder, "log"), encoding="utf-8", errors="replace") as stream:
+        said = stream.read().strip().splitlines()[-3:]
+    raise Refused("\n".join(["the forkserver of this worker does not start", *said]))
