@@ -202,7 +202,14 @@ class WorkerLost:
     sent_away: bool = False
 
 
-EngineEvent: TypeAlias = FrameBytes | TaskEnded | WorkerJoined | WorkerLost
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the user should know, said once."""
+
+    text: str
+
+
+EngineEvent: TypeAlias = FrameBytes | TaskEnded | WorkerJoined | WorkerLost | Notice
 
 
 # -- what a run reports --------------------------------------------------------------------------
@@ -313,13 +320,6 @@ class ChunkSplit:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that the user should know, said once."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The run is over."""
 
@@ -328,13 +328,6 @@ class RunEnded:
 
 
 RunEvent: TypeAlias = (
-    RunStarted
-    | TaskSubmitted
-    | ChunkBegun
-    | ChunksCounted
-    | ChunkFailed
-    | ChunkSplit
-    | Notice
-    | RunEnded
+    RunStarted | TaskSubmitted | ChunkBegun | ChunksCounted | ChunkFailed | ChunkSplit | RunEnded
 )
 Event: TypeAlias = EngineEvent | RunEvent

@@ -1,5 +1,7 @@
 """``python -I FOLDER SETTINGS``: start the forkserver whose settings are the JSON file SETTINGS.
 
+``python -I FOLDER --task``: run the task whose folder the current one is.
+
 ``python -I FOLDER -- COMMAND ...``: run a command instead, in the environment of this Python.
 
 The folder becomes the package ``hepscale_worker``, wherever it was unpacked: the analysis may
@@ -50,4 +52,7 @@ if __name__ == "__main__":
     _load_package()
     if sys.argv[1] == "--":
         _become(sys.argv[2:])
+    if sys.argv[1] == "--task":
+        folder = os.path.dirname(os.path.abspath(__file__))
+        sys.exit(importlib.import_module("hepscale_worker.remote").main(folder))
     importlib.import_module("hepscale_worker.forkserver").main(sys.argv[1])

@@ -1,6 +1,7 @@
 """The warm interpreter of a worker: imports what the analysis imports, forks one child per task.
 
-It is started with its folder, the process that it belongs to, and the modules to import first; in
+It is started with its folder, the process that it belongs to (its parent, or one that is known by
+when it began), and the modules to import first; in
 an environment that is not whole also with the names of those that it lacks (`absent`). A client
 connects to the socket ``s`` in its folder and sends one JSON object a line::
 
@@ -135,8 +136,9 @@ class _Forkserver:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._woken)
-        # the manager holds the other end of our standard input for as long as it lives
-        self.selector.register(0, selectors.EVENT_READ, self._manager_gone)
+        if not settings.get("since"):
+            # the manager holds the other end of our standard input for as long as it lives
+            self.selector.register(0, selectors.EVENT_READ, self._manager_gone)
         self.clients = 0
         self.has_local_code = False
         self.busy_until = time.monotonic()
@@ -252,8 +254,16 @@ class _Forkserver:
         if self.clients:
             self.busy_until = time.monotonic()
         idle_s = time.monotonic() - self.busy_until
-        if os.getppid() != self.settings["manager_pid"] or idle_s > self.settings["idle_s"]:
+        if self._is_orphan() or idle_s > self.settings["idle_s"]:
             self.over = True
+
+    def _is_orphan(self) -> bool:
+        manager, since = self.settings["manager_pid"], self.settings.get("since")
+        if not since:
+            return bool(os.getppid() != manager)
+        # whoever has started us is gone; a worker that is told to leave its manager empties its
+        # workspace and goes on
+        return proc.since(manager) != since or not os.path.exists(os.path.join(self.root, "s"))
 
     def _woken(self, _: object) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -14,6 +14,7 @@ __all__ = [
     "family",
     "pss_mb",
     "rss_mb",
+    "since",
     "status",
 ]
 
@@ -64,6 +65,17 @@ def pss_mb(pid: int) -> float:
     except OSError:
         return 0.0
     return int(sizes[0]) * 1024 / 1e6 if sizes else rss_mb(pid)
+
+
+def since(pid: int) -> str:
+    """Return when a process began, in a unit of its machine; empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            # after its name, which may hold spaces; field 3 is its state, field 22 its start
+            fields = stream.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in {"Z", "X"} else fields[19]
 
 
 def children(pid: int) -> list[int]:

@@ -132,7 +132,7 @@ def main(package: str) -> int:
 def _follow(connection: socket.socket, frames: _FrameFile, worker: int) -> bool:
     """Wake the worker for new frames until the task has ended; return whether that was needed."""
     grown, next_s, woken = False, time.monotonic() + _QUIET_S, False
-    waiting = [connection] if frames.notify < 0 else [connection, frames.notify]
+    waiting: list[Any] = [connection] if frames.notify < 0 else [connection, frames.notify]
     while True:
         ready, _, _ = select.select(waiting, [], [], _PACE_S if grown or frames.notify < 0 else 5.0)
         grown |= any(mask & _IN_MODIFY for mask in frames.events())

@@ -29,7 +29,7 @@ from hepscale.executor.task import (
     WorkerJoined,
     WorkerLost,
 )
-from hepscale.worker import VERSION
+from hepscale.worker import VERSION, layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -303,7 +303,7 @@ class LocalEngine:
                 message["status"],
                 message["detail"],
                 usage,
-                task_folder.output_tail(running.folder),
+                layout.output_tail(str(running.folder)),
             )
 
     def _check_versions(self, message: dict[str, Any]) -> None:

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from hepscale.env.environment import Environment
 
 __all__ = [
+    "SINGLE_THREADED",
     "Forkserver",
     "from_layers",
     "give_back",
+    "installed_path",
     "lease",
     "scratch_unusable",
     "shutdown",
+    "told_by_stage0",
     "unpacked",
     "worker_environ",
 ]
@@ -46,7 +49,7 @@ _TOLD = re.compile(r"HepScale: (.*)\n((?:  .*\n)*)Likely cause: (.*)\nNext: (.*)
 
 _WORKER = Path(__file__).parents[2] / "worker"
 # one process a slot is the unit of parallelism: libraries must not start threads of their own
-_SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # variables that would lead a packed Python back to packages that were not packed
 _LEAD_BACK = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
 
@@ -99,7 +102,7 @@ class Forkserver:
     def _refusal(self) -> HepScaleError:
         """Return why there is no worker: what ``stage0.sh`` has said, or its last lines."""
         said = self.said()
-        told = _TOLD.search(said)
+        told = told_by_stage0(said)
         code = self.process.poll() or 0
         if told is None and code < 0:
             return EngineError(
@@ -115,7 +118,7 @@ class Forkserver:
                 cause="Python or a package that the analysis needs cannot be imported there",
                 fix="hepscale doctor",
             )
-        fact, items, cause, fix = told.groups()
+        fact, items, cause, fix = told
         if self.environment is not None:
             # an archive of the user's is not ours to remove
             store = api.store(self.settings).folder
@@ -124,7 +127,7 @@ class Forkserver:
                 fix = "run again: what was damaged is packed anew"
             elif self.environment.whole and code == _DAMAGED:
                 fix = "copy the archive again, or make it anew with hepscale env pack"
-        return PackError(fact, items=[*map(str.strip, items.splitlines())], cause=cause, fix=fix)
+        return PackError(fact, items=items, cause=cause, fix=fix)
 
     def said(self) -> str:
         """Return what it wrote to its standard error."""
@@ -178,7 +181,7 @@ def lease(
     EngineError
         If no process can be started.
     """
-    path = [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
+    path = installed_path()
     # packages that were installed or updated meanwhile want a fresh interpreter
     state: object = tuple((entry, _mtime_ns(entry)) for entry in path)
     if environment is not None:
@@ -226,6 +229,20 @@ def shutdown(*, idle_only: bool = False) -> None:
 atexit.register(shutdown)
 
 
+def installed_path() -> list[str]:
+    """Return the folders of ``sys.path`` in which packages are installed."""
+    return [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
+
+
+def told_by_stage0(said: str) -> tuple[str, list[str], str, str] | None:
+    """Return fact, items, cause and fix that ``stage0.sh`` has told among other things, if any."""
+    told = _TOLD.search(said)
+    if told is None:
+        return None
+    fact, items, cause, fix = told.groups()
+    return fact, [*map(str.strip, items.splitlines())], cause, fix
+
+
 def unpacked(settings: Settings, environment: Environment | None) -> Path | None:
     """Return the folder that workers of this machine unpack an environment into."""
     return settings.cache_dir / "unpacked" / environment.digest if environment else None
@@ -240,7 +257,7 @@ def worker_environ(prefix: Path | None = None) -> dict[str, str]:
         Of the environment that they run in, where it is another one: what names ours names it,
         and what would lead Python back to ours is left out.
     """
-    environ = {**dict.fromkeys(_SINGLE_THREADED, "1"), **os.environ}
+    environ = {**SINGLE_THREADED, **os.environ}
     if prefix is None:
         return environ
     ours = sys.prefix if sys.prefix not in {"/usr", "/usr/local"} else str(prefix)
