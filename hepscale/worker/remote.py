@@ -1,8 +1,8 @@
 """``python -I FOLDER --task``: run the task whose folder this is, on a worker of Work Queue.
 
 The folder is a sandbox in the worker's workspace. It holds ``hepscale-task.json``, ``work``, and
-what they name. The workspace gets a folder for a forkserver, which all tasks of the worker share: it
-starts with the first task and ends with the worker, whichever way that goes.
+what they name. In the workspace a forkserver gets a folder: all tasks of the worker share it, it
+starts with the first of them and ends with the worker, whichever way that goes.
 
 The frame file is one that the worker carries back while it grows. The worker looks at it every few
 seconds, or at once when it gets a SIGCHLD. What is added after its last look is not carried: the
@@ -27,12 +27,9 @@ import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import layout, proc
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["ENDED", "FETCH", "REFUSED", "main"]
 
@@ -54,53 +51,62 @@ class Refused(Exception):
 
 
 class _FrameFile:
-    """The frame file, and who has written to it and read it."""
+    """The frame file, and whether the worker has read all that was written.
+
+    Attributes
+    ----------
+    notify
+        A descriptor that is readable when something happened to the file; -1: not to be had.
+    grown
+        Whether something was written that the worker has not been told of.
+    """
 
     def __init__(self, path: str) -> None:
-        self.path = path
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         self.notify = -1
+        self.grown = False
+        # that all is read shows when it is closed that was opened after the last write
+        self._opened = False
+        self._read = False
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None, use_errno=True)
             self.notify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             mask = _IN_MODIFY | _IN_CLOSE_NOWRITE | _IN_OPEN
             if self.notify >= 0:
                 libc.inotify_add_watch(self.notify, os.fsencode(path), mask)
-        self._size = 0
 
-    def events(self) -> Iterator[int]:
-        """Yield what has happened to it since the last call."""
-        if self.notify < 0:
-            size = os.stat(self.path).st_size
-            if size != self._size:
-                self._size = size
-                yield _IN_MODIFY
-            return
+    def look(self) -> None:
+        """Take note of what has happened since the last call."""
         data = b""
         with contextlib.suppress(BlockingIOError):
             data = os.read(self.notify, 1 << 16)
         at = 0
         while at < len(data):
             _, mask, _, length = _EVENT.unpack_from(data, at)
-            yield mask
             at += _EVENT.size + length
+            if mask & _IN_MODIFY:
+                self.grown, self._opened, self._read = True, False, False
+            elif mask & _IN_OPEN:
+                self._opened = True
+            elif mask & _IN_CLOSE_NOWRITE:
+                self._read = self._opened
+
+    def tell(self, worker: int) -> None:
+        """Have the worker look at the file at once."""
+        self.grown = False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCHLD)
 
     def is_carried(self, worker: int) -> bool:
-        """Have the worker look a last time; return whether it has read all that there is."""
-        if self.notify < 0:
-            return False
-        for _ in self.events():
-            # what was read before the last frame does not count
-            pass
-        os.kill(worker, signal.SIGCHLD)
-        end, opened = time.monotonic() + _LAST_LOOK_S, False
-        while time.monotonic() < end:
+        """Return whether the worker has read all that there is, after a last look of it."""
+        self.look()
+        if not self._read:
+            self.tell(worker)
+        end = time.monotonic() + _LAST_LOOK_S
+        while not self._read and time.monotonic() < end:
             select.select([self.notify], [], [], _PACE_S)
-            for mask in self.events():
-                opened |= bool(mask & _IN_OPEN)
-                if opened and mask & _IN_CLOSE_NOWRITE:
-                    return True
-        return False
+            self.look()
+        return self._read
 
 
 def main(package: str) -> int:
@@ -118,7 +124,7 @@ def main(package: str) -> int:
         sys.stdout.write(f"{error}\n")
         return REFUSED
     connection.sendall(json.dumps(request).encode() + b"\n")
-    carried = _follow(connection, frames, worker)
+    told_of = _follow(connection, frames, worker)
     line = stream.readline()
     if not line:
         sys.stdout.write("The worker's forkserver has ended.\n")
@@ -126,24 +132,28 @@ def main(package: str) -> int:
     ended = {**json.loads(line), "output_tail": layout.output_tail(here)}
     sys.stdout.write(f"\n{ENDED}{json.dumps(ended)}\n")
     sys.stdout.flush()
-    return 0 if carried and frames.is_carried(worker) else FETCH
+    return 0 if told_of and frames.is_carried(worker) else FETCH
 
 
 def _follow(connection: socket.socket, frames: _FrameFile, worker: int) -> bool:
-    """Wake the worker for new frames until the task has ended; return whether that was needed."""
-    grown, next_s, woken = False, time.monotonic() + _QUIET_S, False
-    waiting: list[Any] = [connection] if frames.notify < 0 else [connection, frames.notify]
+    """Tell the worker of new frames until the task has ended; return whether that was needed."""
+    told, next_s = False, time.monotonic() + _QUIET_S
     while True:
-        ready, _, _ = select.select(waiting, [], [], _PACE_S if grown or frames.notify < 0 else 5.0)
-        grown |= any(mask & _IN_MODIFY for mask in frames.events())
+        waiting: list[Any] = [connection]
+        wait_s = None
+        if frames.grown:
+            # what is written in between is carried with the next look
+            wait_s = max(next_s - time.monotonic(), 0.0)
+        elif frames.notify >= 0:
+            waiting.append(frames.notify)
+        ready, _, _ = select.select(waiting, [], [], wait_s)
         if connection in ready:
-            return woken
-        if grown and time.monotonic() >= next_s:
-            os.kill(worker, signal.SIGCHLD)
-            grown, next_s, woken = False, time.monotonic() + _PACE_S, True
-        elif grown and frames.notify in ready:
-            # what comes in between is carried with the next look
-            time.sleep(max(0.0, min(next_s - time.monotonic(), _PACE_S)))
+            return told
+        if frames.grown and not ready:
+            frames.tell(worker)
+            told, next_s = True, time.monotonic() + _PACE_S
+        elif frames.notify >= 0:
+            frames.look()
 
 
 def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:

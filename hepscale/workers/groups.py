@@ -112,34 +112,6 @@ def start(
     return group, process
 
 
-def every(settings: Settings) -> list[Group]:
-    """Return the groups that there are records of, the newest first."""
-    found = []
-    for path in (settings.cache_dir / "workers").glob(f"*/{_RECORD}"):
-        # another process may be removing it
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found.append(_group(path.parent, json.loads(path.read_text())))
-    return sorted(found, key=lambda group: -group.started_s)
-
-
-def find(settings: Settings, identity: str) -> Group:
-    """Return the group that a user means.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of this name.
-    """
-    for group in every(settings):
-        if group.id == identity:
-            return group
-    raise ConfigError(
-        f"There are no workers {identity!r}.",
-        cause="they were stopped, or started with another HEPSCALE_CACHE_DIR",
-        fix="hepscale workers list",
-    )
-
-
 def alive(group: Group) -> int:
     """Return how many workers of a group wait or run.
 

@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hepscale.errors import ConfigError
+
 if TYPE_CHECKING:
+    from hepscale.config import Settings
     from hepscale.workers.plan import BatchName
 
 __all__ = ["Group", "Process", "every", "find", "forget", "keep", "write"]
@@ -109,6 +112,34 @@ def keep(group: Group) -> None:
         If its folder cannot be written.
     """
     write(group.folder / _RECORD, json.dumps(asdict(group), default=str), 0o600)
+
+
+def every(settings: Settings) -> list[Group]:
+    """Return the groups that there are records of, the newest first."""
+    found = []
+    for path in (settings.cache_dir / "workers").glob(f"*/{_RECORD}"):
+        # another process may be removing it
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found.append(_group(path.parent, json.loads(path.read_text())))
+    return sorted(found, key=lambda group: -group.started_s)
+
+
+def find(settings: Settings, identity: str) -> Group:
+    """Return the group that a user means.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    for group in every(settings):
+        if group.id == identity:
+            return group
+    raise ConfigError(
+        f"There are no workers {identity!r}.",
+        cause="they were stopped, or started with another HEPSCALE_CACHE_DIR",
+        fix="hepscale workers list",
+    )
 
 
 def forget(group: Group) -> None:

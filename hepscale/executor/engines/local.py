@@ -213,6 +213,8 @@ class LocalEngine:
                 if self._running:
                     return
                 self._move(self._waiting[0].environment)
+                # it may have to be unpacked first
+                continue
             task = self._waiting.popleft()
             folder = self._server.folder / task.id
             try:
