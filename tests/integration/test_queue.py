@@ -273,8 +273,8 @@ from hepscale.executor.engines.queue import QueueOptions, QueueTask
 from hepscale.executor.engines.queue_cffi import CffiQueue
 queue = CffiQueue(QueueOptions(Path(sys.argv[1])), load_settings())
 queue.submit(QueueTask("true"))
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         queue.wait(60)
 except KeyboardInterrupt:
