@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -232,6 +234,14 @@ def test_port_taken(binding: str, tmp_path: Path) -> None:
         other.close()
     finally:
         one.close()
+
+
+def test_many_workers_may_knock_at_once(site: Site) -> None:
+    with contextlib.ExitStack() as held:
+        # nobody admits them; when no more can be kept waiting the system gives no answer
+        for _ in range(40):
+            address = ("127.0.0.1", site.queue.port)
+            held.enter_context(socket.create_connection(address, timeout=0.5))
 
 
 @needs_worker
