@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -234,6 +236,14 @@ def test_port_taken(binding: str, tmp_path: Path) -> None:
         one.close()
 
 
+def test_many_workers_may_knock_at_once(site: Site) -> None:
+    with contextlib.ExitStack() as held:
+        # nobody admits them; when no more can be kept waiting the system gives no answer
+        for _ in range(40):
+            address = ("127.0.0.1", site.queue.port)
+            held.enter_context(socket.create_connection(address, timeout=0.5))
+
+
 @needs_worker
 def test_project_name_without_a_catalog_server(tmp_path: Path) -> None:
     site = Site("cffi", tmp_path)
@@ -273,8 +283,8 @@ from hepscale.executor.engines.queue import QueueOptions, QueueTask
 from hepscale.executor.engines.queue_cffi import CffiQueue
 queue = CffiQueue(QueueOptions(Path(sys.argv[1])), load_settings())
 queue.submit(QueueTask("true"))
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         queue.wait(60)
 except KeyboardInterrupt:

@@ -109,7 +109,7 @@ class QueueEnded:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """Counters of a queue; ``_joined`` and so on count from its creation."""
+    """Counters of a queue since its creation; ``busy_s`` includes waiting for workers' answers."""
 
     workers_connected: int
     workers_joined: int

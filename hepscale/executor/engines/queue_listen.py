@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["listen"]
 
 _RANDOM_TRIES = 20
+_BACKLOG = 1024
 
 
 def listen(port: int | tuple[int, int], create: Callable[[int], bool]) -> int:
@@ -31,12 +33,12 @@ def listen(port: int | tuple[int, int], create: Callable[[int], bool]) -> int:
                 free.bind(("", 0))
                 chosen: int = free.getsockname()[1]
             if create(chosen):
-                return chosen
+                return _widened(chosen)
         raise EngineError("No port to listen on was found.", fix="give one: port=9123")
     first, last = port if isinstance(port, tuple) else (port, port)
     for chosen in range(first, last + 1):
         if create(chosen):
-            return chosen
+            return _widened(chosen)
     if _forbidden(first):
         raise EngineError(
             f"Port {first} cannot be listened on by this user.",
@@ -50,6 +52,25 @@ def listen(port: int | tuple[int, int], create: Callable[[int], bool]) -> int:
         cause="another run, perhaps of this very notebook, or another program listens there",
         fix="end the other run, give a range, port=(9123, 9199), or port=0 for any free one",
     )
+
+
+def _widened(port: int) -> int:
+    """Let more than the library's five workers knock at once; others would be turned away."""
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            if not path.is_socket():
+                continue
+            with socket.socket(fileno=os.dup(int(path.name))) as found:
+                if (
+                    found.family in (socket.AF_INET, socket.AF_INET6)
+                    and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    and found.getsockname()[1] == port
+                ):
+                    found.listen(_BACKLOG)
+        except OSError:
+            # closed meanwhile
+            continue
+    return port
 
 
 def _forbidden(port: int) -> bool:
