@@ -25,7 +25,7 @@ from hepscale.env.api import DEFAULT_CLOSURE
 from hepscale.env.environment import CLOSURES
 from hepscale.errors import ConfigError, HepScaleError, PayloadError
 from hepscale.executor import advice, chunking, journal, packing, payload, session, unpickle
-from hepscale.executor.engines import machine, warm
+from hepscale.executor.engines import machine, manager, warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.job import Job, Outcome
 from hepscale.executor.run import Run
@@ -187,6 +187,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     def close(self) -> None:
         """End the warm workers that no other run uses, and remove what they left on disk."""
         warm.shutdown(idle_only=True)
+        manager.shutdown(idle_only=True)
 
     def _run(self, items: list[Any], function: Callable[..., Any]) -> Outcome:
         settings = self._settings()
@@ -345,6 +346,7 @@ class _Code:
 def shutdown() -> None:
     """End all warm workers of this process at once, and remove what they left on disk."""
     warm.shutdown()
+    manager.shutdown()
 
 
 def _check_engine(name: str) -> None:

@@ -14,8 +14,13 @@ import pytest
 
 import hepscale
 from hepscale.config import load_settings
+from hepscale.env import api
+from hepscale.env.environment import Environment, build
+from hepscale.executor.engines import warm
 from hepscale.executor.engines.base import Engine
 from hepscale.executor.engines.local import LocalEngine
+from hepscale.executor.engines.manager import Listening
+from hepscale.executor.engines.workqueue import WorkQueueEngine
 from hepscale.executor.task import (
     Chunk,
     ChunkKey,
@@ -29,16 +34,33 @@ from hepscale.executor.task import (
     WorkerLost,
 )
 from hepscale.worker.frames import FrameReader, Kind
+from hepscale.workers.api import Workers
 
 SLOTS = 2
-ENGINES = {"local": lambda: LocalEngine(SLOTS, load_settings(), ("cloudpickle",))}
+PRELOAD = ("cloudpickle",)
+
+
+# one worker and its manager for all tests, as for the runs of a notebook
+LISTENING = Listening(workers=Workers("local", count=1, cores=SLOTS))
+
+
+def local(environment):
+    return LocalEngine(SLOTS, load_settings(), PRELOAD, environment)
+
+
+def workqueue(environment):
+    return WorkQueueEngine(LISTENING, load_settings(), PRELOAD)
+
+
+ENGINES = {"local": local, "workqueue": workqueue}
 
 
 class Bench:
     """An engine, and what it has reported."""
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
+    def __init__(self, engine: Engine, folder: Path, environment: Environment | None) -> None:
         self.engine = engine
+        self.environment = environment
         self.folder = folder
         self.events: list[object] = []
         self.frames: dict[str, list] = {}
@@ -63,6 +85,7 @@ class Bench:
                 chunks=chunks,
                 work=work,
                 payload=payload,
+                environment=self.environment,
                 inputs=tuple(inputs),
                 resources=Resources(memory_mb=memory_mb),
                 frame_interval_s=interval_s,
@@ -99,15 +122,31 @@ class Bench:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-@pytest.fixture(params=ENGINES)
-def bench(request, tmp_path) -> Iterator[Bench]:
-    engine = ENGINES[request.param]()
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Environment:
+    """Return an environment that holds little."""
+    script = tmp_path_factory.mktemp("analysis") / "analysis.py"
+    script.write_text("import cloudpickle\n")
+    return build(api.planned(api.analyze(script)), api.store())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    yield
+    hepscale.shutdown()
+
+
+@pytest.fixture(params=["local", "local packed", "workqueue", "workqueue packed"])
+def bench(request, tmp_path, packed) -> Iterator[Bench]:
+    name, _, where = request.param.partition(" ")
+    environment = packed if where else None
+    engine = ENGINES[name](environment)
     engine.start()
     try:
-        yield Bench(engine, tmp_path)
+        yield Bench(engine, tmp_path, environment)
     finally:
         engine.close()
-        hepscale.shutdown()
+        warm.shutdown()
 
 
 def test_it_is_an_engine(bench):
@@ -262,7 +301,8 @@ def test_worker_killed_in_mid_task(bench, tmp_path):
     os.kill(int((tmp_path / "parent").read_text()), signal.SIGKILL)
     bench.wait(task)
     assert bench.ended[task].status == "lost"
-    assert bench.of_type(WorkerLost)
+    # of Work Queue's worker this is a part, which is started anew
+    assert bench.of_type(WorkerLost) or bench.engine.name == "workqueue"
     again = bench.submit(lambda item: item, [7])
     bench.wait(again)
     assert bench.outputs(again) == [7]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from queues import Site, alive, bindings, needs_worker
 
+from hepscale.config import load_settings
 from hepscale.errors import EngineError
 from hepscale.executor.engines.queue import (
     QueueFile,
@@ -258,7 +259,7 @@ def test_project_name_without_a_catalog_server(tmp_path: Path) -> None:
 @needs_worker
 def test_versions_agree() -> None:
     worker = worker_version()
-    assert worker.protocol == library_protocol()
+    assert worker.protocol == library_protocol(load_settings())
     assert worker.path.endswith("work_queue_worker")
 
 

@@ -26,7 +26,7 @@ from hepscale.worker import scratch
 if TYPE_CHECKING:
     from hepscale.config import Settings
     from hepscale.executor.engines.queue import QueueEvent
-    from hepscale.workers import Workers
+    from hepscale.workers.api import Workers
 
 __all__ = ["Listening", "Manager", "give_back", "lease", "shutdown"]
 
@@ -207,7 +207,7 @@ def _start_workers(manager: Manager, workers: Workers, settings: Settings) -> No
     workers.start(
         f"{host}:{manager.queue.port}",
         manager.password,
-        protocol=library_protocol(),
+        protocol=library_protocol(settings),
         settings=settings,
     )
 

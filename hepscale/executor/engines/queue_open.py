@@ -94,7 +94,7 @@ def worker_version(program: str = "work_queue_worker") -> WorkerVersion:
     return WorkerVersion(path, int(words[1]), words[5])
 
 
-def library_protocol() -> int:
+def library_protocol(settings: Settings) -> int:
     """Return the protocol that queues of this process speak; about 0.5 s.
 
     The library tells it only when it refuses a worker, on the standard error of the process:
@@ -107,7 +107,7 @@ def library_protocol() -> int:
     """
     # what is missing is better said by this process
     with tempfile.TemporaryDirectory() as folder:
-        open_queue(QueueOptions(Path(folder)), load_settings()).close()
+        open_queue(QueueOptions(Path(folder)), settings).close()
     said = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import _provoke; _provoke()"],
         stdin=subprocess.DEVNULL,

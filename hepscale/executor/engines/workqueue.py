@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import EngineError, PackError
@@ -41,6 +41,7 @@ from hepscale.worker.remote import ENDED, FETCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from hepscale.config import Settings
     from hepscale.env.environment import Environment
@@ -315,13 +316,14 @@ class WorkQueueEngine:
 def _command(environment: Environment | None) -> str:
     """Return what a worker runs in the task's folder, by its shell."""
     if environment is None:
-        return f"{_CLOSE}; exec '{sys.executable}' -I hepscale --task"
+        python = shlex.quote(sys.executable)
+        return f"{_CLOSE}; exec {python} -I -S hepscale --task"
     store = '"${PWD%/*}/hepscale/unpacked"'
     return f"{_CLOSE}; exec sh hepscale/stage0.sh environment layers {store} hepscale --task"
 
 
 def _versioned(source: Path, manager: Manager) -> Path:
-    """Return a name for an input that is another one when the file is: a worker keeps it by name."""
+    """Return a name for an input that changes with it: a worker keeps it by its name."""
     found = source.stat()
     state = f"{source.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}"
     name = hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]
