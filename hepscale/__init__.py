@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hepscale.executor.coffea import HepScaleExecutor, shutdown
     from hepscale.executor.task import ChunkFailure
     from hepscale.executor.uproot_job import run_uproot_job
+    from hepscale.workers.api import Workers
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOME = {
     "RunDirectoryError": "hepscale.errors",
     "RunError": "hepscale.errors",
     "RunInterrupted": "hepscale.errors",
+    "Workers": "hepscale.workers.api",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "RunDirectoryError",
     "RunError",
     "RunInterrupted",
+    "Workers",
     "__version__",
     "analyze",
     "pack",

@@ -11,6 +11,7 @@ import click
 
 from hepscale import __version__
 from hepscale.errors import HepScaleError
+from hepscale.workers_cli import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="hepscale")
 def main() -> None:
     """Scale a coffea analysis from the notebook it was written in."""
+
+
+main.add_command(workers)
 
 
 @main.command()
