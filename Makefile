@@ -24,8 +24,8 @@ lint: $(VENV)/installed-dev
 unit: system $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# root's tests make a Debian chroot and try another shell; nobody else needs these
-SYSTEM := debootstrap busybox-static
+# root's tests make a Debian chroot, try another shell and start Slurm; nobody else needs these
+SYSTEM := debootstrap busybox-static coop-computing-tools munge slurm-wlm
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  dpkg -s $(SYSTEM) >/dev/null 2>&1 || apt-get install --quiet --yes $(SYSTEM) || \
