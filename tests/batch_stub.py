@@ -148,7 +148,7 @@ def listed(kind: str, jobs: Path) -> str:
     if not left:
         sys.exit(f"qstat: Unknown Job Id {job_name(kind, jobs)}")
     array = (jobs / "array").exists()
-    rows = [f"{JOB}[].server hepscale-worker {user} 0 B workq"] if array else []
+    rows = [f"{JOB}[].server hepscale-worker {user} 0 Q workq"] if array else []
     for index in range(1, len(list(jobs.glob("*.pid"))) + 1):
         place = f"[{index}]" if array else ""
         state = "R" if index in left else ("X" if kind == "pbs" else "C")

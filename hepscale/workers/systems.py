@@ -146,10 +146,10 @@ def count(batch: BatchName, job: str) -> int:
             cause="its server does not answer",
             fix="try again later",
         )
-    # 12[].server: its workers are 12[1].server
+    # 12[].server is the array, its workers are 12[1].server
     number = re.escape(job.partition("[")[0].partition(".")[0])
     parent = r"(?!\S*\[\])" if "[]" in job else ""
-    pattern = re.compile(parent + system.listed.replace("{job}", rf"{number}(?!\d)"))
+    pattern = re.compile(parent + system.listed.replace("{job}", number))
     return sum(bool(pattern.match(line)) for line in done.stdout.splitlines())
 
 

@@ -72,6 +72,16 @@ def test_start_and_stop(listener, tmp_path):
         listener.accept()
 
 
+def test_two_at_a_time(listener):
+    with Workers() as one, Workers() as other:
+        one.start(listener.address)
+        other.start(listener.address)
+        for _ in range(2):
+            listener.accept()
+        other.stop()
+        assert (one.alive(), other.alive()) == (1, 0)
+
+
 def test_an_exception_ends_them(listener):
     def fail():
         with Workers() as workers:
