@@ -29,6 +29,7 @@ __all__ = ["Layer", "LayerKind", "Pruned", "Store", "drop_damaged"]
 log = logging.getLogger(__name__)
 
 LayerKind = Literal["interpreter", "packages", "code"]
+# nobody can be about to add a layer to an environment that was not used for so long
 _SETTLED_S = 60.0
 # what was known of files is found out again in seconds
 _FORGOTTEN_S = 60 * 86400.0
@@ -111,9 +112,9 @@ class Store:
             if path.stat().st_size != found["size_bytes"]:
                 return None
             relocations = tuple(Relocation(*one) for one in found["relocations"])
-            for used in (about, path):
-                with contextlib.suppress(OSError):
-                    os.utime(used)
+            # not the archive: who sends it on takes one with another time for another one
+            with contextlib.suppress(OSError):
+                os.utime(about)
             return Layer(
                 kind,
                 content,
@@ -225,7 +226,9 @@ class Store:
                 removed += 1
         # also what a killed process has begun, whose name begins with a dot
         for path in (self.folder / "layers").glob("*"):
-            if path.name.partition(".")[0] not in kept and _is_settled(path):
+            about = path.with_name(f"{path.name.partition('.')[0]}.json")
+            used = about if about.exists() else path
+            if path.name.partition(".")[0] not in kept and _age_s(used) > _SETTLED_S:
                 freed += _remove(path)
         for path in (self.folder / name for name in ("seen", "locks")):
             for one in path.glob("*"):
@@ -285,11 +288,6 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _is_settled(path: Path) -> bool:
-    """Return whether nobody can be about to add this layer to an environment."""
-    return _age_s(path) > _SETTLED_S
 
 
 def _age_s(path: Path) -> float:

@@ -24,9 +24,17 @@ from hepscale.env import local, snapshot
 from hepscale.env.api import DEFAULT_CLOSURE
 from hepscale.env.environment import CLOSURES
 from hepscale.errors import ConfigError, HepScaleError, PayloadError
-from hepscale.executor import advice, chunking, journal, packing, payload, session, unpickle
-from hepscale.executor.engines import machine, manager, warm
-from hepscale.executor.engines.local import LocalEngine
+from hepscale.executor import (
+    advice,
+    chunking,
+    journal,
+    packing,
+    payload,
+    placing,
+    session,
+    unpickle,
+)
+from hepscale.executor.engines import machine
 from hepscale.executor.job import Job, Outcome
 from hepscale.executor.run import Run
 from hepscale.executor.task import Chunk, Notice, Resources
@@ -37,12 +45,12 @@ if TYPE_CHECKING:
     from hepscale.env.environment import Environment
     from hepscale.executor.job import Observer
     from hepscale.worker.frames import Frame
+    from hepscale.workers.api import Workers
 
 __all__ = ["HepScaleExecutor", "shutdown"]
 
 # what every coffea analysis imports sooner or later
 _PRELOAD = ("cloudpickle", "coffea.processor", "coffea.nanoevents", "hist")
-_ENGINES = ("local",)
 # what a task leaves to the system and to this process
 _MEMORY_SHARE = 0.9
 # zlib's; coffea's own frames know higher levels
@@ -77,12 +85,14 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     resume
         Whether to count what an earlier, unfinished run of the same analysis has done already.
     engine
-        Who runs tasks: "local", processes of this machine; None: what the settings say.
+        Who runs tasks: "local", processes of this machine; "workqueue", workers of Work Queue;
+        None: what the settings say.
     run_dir
         Folder for journals of runs; None: what the settings say, or a folder in the user's cache.
     environment
-        What tasks run in: None, what this process runs in; "packed", a copy of the part of it that
-        the analysis needs; or an archive that ``hepscale env pack`` or conda-pack has written.
+        What tasks run in: "packed", a copy of the part of what this process runs in that the
+        analysis needs; or an archive that ``hepscale env pack`` or conda-pack has written. None:
+        with the local engine what this process runs in, else "packed".
     closure
         What is packed: "full", all that the imported packages require; "imports", what they
         import at import time (should a task import more, the rest is sent and it is run again).
@@ -94,6 +104,15 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     site
         Profile of a site, from which the settings come that are not given here; None: the one that
         ``HEPSCALE_SITE`` or a file names.
+    workers
+        Are started for Work Queue, and stay until `close` or the end of this process; None: what
+        the settings say, or somebody else starts them.
+    name
+        By which workers find this process, through Work Queue's catalog server.
+    port
+        On which it listens to workers: 9123, or a range, "9000-9100"; None: any.
+    password_file
+        What the workers have to know; None: a new one, which `workers` are given.
 
     Raises
     ------
@@ -114,6 +133,10 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     exclude_packages: Sequence[str] = ()
     files: Sequence[str | os.PathLike[str]] = ()
     site: str | None = None
+    workers: Workers | None = None
+    name: str | None = None
+    port: int | str | None = None
+    password_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("cores", 1), ("memory_mb", 1), ("retries", 0)):
@@ -131,8 +154,8 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 fix="HepScaleExecutor(wall_s=600), or leave it out for no limit",
             )
         if self.engine is not None:
-            _check_engine(self.engine)
-        _check_engine(self._settings().engine)
+            placing.check(self.engine, self.workers)
+        placing.check(self._settings().engine, self.workers)
         if self.closure not in CLOSURES:
             raise ConfigError(
                 f"There is no closure {self.closure!r}.",
@@ -186,8 +209,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
 
     def close(self) -> None:
         """End the warm workers that no other run uses, and remove what they left on disk."""
-        warm.shutdown(idle_only=True)
-        manager.shutdown(idle_only=True)
+        placing.shutdown(idle_only=True)
 
     def _run(self, items: list[Any], function: Callable[..., Any]) -> Outcome:
         settings = self._settings()
@@ -212,7 +234,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         self, job: Job, digest: str, items: list[Any], settings: Settings, observer: Observer
     ) -> Outcome:
         chunks = list(chunking.chunks_of(items, digest))
-        engine = LocalEngine(self._slots(), settings, _PRELOAD, job.environment)
+        engine = placing.engine_for(
+            settings, self.workers, self._slots(), _PRELOAD, job.environment
+        )
         with session.stop_on_sigint() as stop:
             if isinstance(items[0], FileMeta):
                 return Run(job, chunks, engine, observer, None, stop).execute()
@@ -225,10 +249,23 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 journal.prune(settings.run_dir, settings.keep_runs)
 
     def _settings(self) -> Settings:
-        return load_settings(self.site, engine=self.engine, run_dir=self.run_dir)
+        return load_settings(
+            self.site,
+            engine=self.engine,
+            name=self.name,
+            port=self.port,
+            password_file=self.password_file,
+            run_dir=self.run_dir,
+        )
 
     def _slots(self) -> int:
         return self.cores or machine.usable_cores()
+
+    def _memory_mb(self, settings: Settings) -> int | None:
+        """Return what a chunk may use: of this machine its share, elsewhere what there is."""
+        if self.memory_mb or settings.engine != "local":
+            return self.memory_mb
+        return int(machine.memory_limit_bytes() / 1e6 * _MEMORY_SHARE / self._slots()) or None
 
     def _job(
         self,
@@ -242,8 +279,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         named = chunking.named_files(self.files)
         session.write(spool / "payload", payload.dump_payload(function, accumulate))
         printed = payload.fingerprint((_versions(), _readable(function)))
+        environment = self.environment or placing.default_environment(settings.engine)
         wanted = packing.Wanted(
-            self.environment,
+            environment,
             self.closure,
             (*self.extra_packages,),
             (*self.exclude_packages,),
@@ -257,7 +295,6 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             # its packages are others than those of this process
             digest += packed.environment.digest
         digest += code.take(packed)
-        share_mb = int(machine.memory_limit_bytes() / 1e6 * _MEMORY_SHARE / self._slots())
         job = Job(
             run_id=run_id,
             desc=self.desc,
@@ -271,7 +308,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             split=chunking.split,
             inputs=partial(chunking.inputs, named),
             wraps=chunking.wraps,
-            resources=Resources(memory_mb=self.memory_mb or share_mb or None, wall_s=self.wall_s),
+            resources=Resources(memory_mb=self._memory_mb(settings), wall_s=self.wall_s),
             retries=self.retries,
             compression=min(self.compression or 0, _MOST_COMPRESSION),
             environment=packed.environment,
@@ -345,17 +382,7 @@ class _Code:
 
 def shutdown() -> None:
     """End all warm workers of this process at once, and remove what they left on disk."""
-    warm.shutdown()
-    manager.shutdown()
-
-
-def _check_engine(name: str) -> None:
-    if name not in _ENGINES:
-        raise ConfigError(
-            f"There is no engine {name!r}.",
-            cause=f"known are: {', '.join(_ENGINES)}",
-            fix='HepScaleExecutor(engine="local")',
-        )
+    placing.shutdown()
 
 
 def _is_number(value: object) -> bool:

@@ -61,7 +61,7 @@ def run_uproot_job(
     executor_args
         Options of the executor and of coffea's ``Runner`` (``schema``, ``skipbadfiles``,
         ``savemetrics``, ``xrootdtimeout``, ``align_clusters``, ``format``, ...). As in coffea 0.7
-        the default schema is ``BaseSchema``, and ``workers`` is a number of processes.
+        the default schema is ``BaseSchema``, and a number as ``workers`` is one of processes.
     pre_executor, pre_args
         The same for reading the files' metadata; default: the executor.
     chunksize
@@ -116,12 +116,12 @@ def _sorted_options(
     known = {one.name for one in fields(executor)}
     options, runner_options = {}, {}
     for name, value in given.items():
-        if name in known:
+        if name == "workers" and isinstance(value, int) and "cores" in known:
+            options["cores"] = value
+        elif name in known:
             options[name] = value
         elif name in _RUNNER_OPTIONS:
             runner_options[name] = value
-        elif name == "workers" and "cores" in known:
-            options["cores"] = value
         elif name in _FORMER_OPTIONS:
             warnings.warn(f"the option {name!r} has no effect any more", stacklevel=3)
         else:

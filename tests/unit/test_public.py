@@ -36,6 +36,10 @@ EXECUTOR = {
     "exclude_packages": (),
     "files": (),
     "site": None,
+    "workers": None,
+    "name": None,
+    "port": None,
+    "password_file": None,
 }
 
 JOB = {

@@ -1,0 +1,112 @@
+"""Which engine a run has, by what the user and the settings say."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from hepscale.errors import ConfigError
+from hepscale.executor.engines import warm
+from hepscale.executor.engines.local import LocalEngine
+from hepscale.executor.packing import PACKED
+
+if TYPE_CHECKING:
+    import os
+
+    from hepscale.config import Settings
+    from hepscale.config.model import WorkersSettings
+    from hepscale.env.environment import Environment
+    from hepscale.executor.engines.base import Engine
+    from hepscale.workers.api import Workers
+
+__all__ = ["check", "default_environment", "engine_for", "shutdown"]
+
+_ENGINES = ("local", "workqueue")
+
+
+def check(name: str, workers: Workers | None) -> None:
+    """Refuse an engine that there is none of, and workers for one that has its own.
+
+    Raises
+    ------
+    ConfigError
+        So it is.
+    """
+    if name not in _ENGINES:
+        raise ConfigError(
+            f"There is no engine {name!r}.",
+            cause=f"known are: {', '.join(_ENGINES)}",
+            fix='HepScaleExecutor(engine="local")',
+        )
+    if name == "local" and workers is not None:
+        raise ConfigError(
+            "The engine 'local' starts its own workers.",
+            items=[repr(workers)],
+            cause="Workers are for Work Queue",
+            fix='HepScaleExecutor(engine="workqueue", workers=...), or HepScaleExecutor(cores=...)',
+        )
+
+
+def default_environment(engine: str) -> str | os.PathLike[str] | None:
+    """Return what tasks run in unless the user says otherwise: workers elsewhere have nothing."""
+    return None if engine == "local" else PACKED
+
+
+def engine_for(
+    settings: Settings,
+    workers: Workers | None,
+    slots: int,
+    preload: tuple[str, ...],
+    environment: Environment | None,
+) -> Engine:
+    """Return the engine that the settings name.
+
+    Parameters
+    ----------
+    settings
+        With what the user has given.
+    workers
+        Are started with the manager; None: what the settings say.
+    slots
+        Of this machine.
+    preload
+        Modules that every task imports.
+    environment
+        What the first tasks run in.
+    """
+    if settings.engine == "local":
+        return LocalEngine(slots, settings, preload, environment)
+    # with its compiled binding
+    from hepscale.executor.engines.manager import Listening
+    from hepscale.executor.engines.workqueue import WorkQueueEngine
+
+    if workers is None and settings.workers.count:
+        workers = _workers(settings.workers)
+    listening = Listening(settings.name or "", settings.port, settings.password_file, workers)
+    return WorkQueueEngine(listening, settings, preload)
+
+
+@lru_cache(maxsize=8)
+def _workers(wanted: WorkersSettings) -> Workers:
+    """Return the same workers for the same settings: they wait for the next run."""
+    from hepscale.workers.api import Workers
+
+    return Workers(
+        wanted.batch,
+        count=wanted.count,
+        cores=wanted.cores,
+        memory_mb=wanted.memory_mb,
+        disk_mb=wanted.disk_mb,
+        options=wanted.options,
+        setup=wanted.setup,
+        workdir=wanted.workdir,
+    )
+
+
+def shutdown(*, idle_only: bool = False) -> None:
+    """End the warm workers of this process, with `idle_only` those that no run uses."""
+    warm.shutdown(idle_only=idle_only)
+    manager = sys.modules.get("hepscale.executor.engines.manager")
+    if manager is not None:
+        manager.shutdown(idle_only=idle_only)
