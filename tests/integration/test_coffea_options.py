@@ -196,7 +196,6 @@ def test_workers_is_cores(sample, want, monkeypatch):
     )
     analysis.same(want, job(sample, executor_args={"workers": 2}, metadata_cache={}))
     assert seen == [2, 2]
-    assert not [one for one in dataclasses.fields(HepScaleExecutor) if one.name == "workers"]
 
 
 def test_a_separate_pre_executor(sample, want):
