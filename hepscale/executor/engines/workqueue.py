@@ -112,6 +112,7 @@ class WorkQueueEngine:
         self._events: list[EngineEvent] = []
         self._alone_since_s: float | None = None
         self._refusals = 0
+        self._unsent = 0
 
     def start(self) -> None:
         """Listen for workers; those of an earlier run of this process are there at once."""
@@ -147,19 +148,23 @@ class WorkQueueEngine:
         )
         self._running[running.number] = running
         self._numbers[task.id] = running.number
+        self._unsent += 1
 
     def poll(self, timeout_s: float) -> list[EngineEvent]:
         """Return what has happened since the last call."""
         queue = self._open().queue
         end = time.monotonic() + timeout_s
         while True:
-            ended = queue.wait(0.0 if self._events else max(end - time.monotonic(), 0.0))
+            # a task is sent after the library has looked for news: it must not wait for them long
+            at_once = self._events or self._unsent
+            ended = queue.wait(0.0 if at_once else max(end - time.monotonic(), 0.0))
+            self._unsent = max(self._unsent - 1, 0)
             self._hear()
             for running in self._running.values():
                 self._tail(running)
             if ended is not None:
                 self._take(ended)
-            elif self._events or time.monotonic() >= end:
+            elif (self._events and not self._unsent) or time.monotonic() >= end:
                 break
         events, self._events = self._events, []
         return events
