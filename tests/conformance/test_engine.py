@@ -274,7 +274,7 @@ def test_input_files_are_found_by_their_names(bench, tmp_path):
         lambda name: int(Path(name).read_text()), [one.name for one in inputs], inputs=inputs
     )
     bench.wait(task)
-    assert sum(bench.outputs(task)) == 3 * 42
+    assert sum(bench.outputs(task)) == 3 * 42, bench.ended[task]
 
 
 def test_what_a_task_prints_comes_back_at_its_end(bench):

@@ -54,6 +54,12 @@ _MOST_BYTES = 8 << 20
 _NO_WORKER_S = 60.0
 # workers that cannot run a task, one after the other: then it is not the workers
 _MOST_REFUSALS = 5
+# a worker puts the task into a process group of its own, which it kills; should the task be faster,
+# it fails to, and waits for ever for the end of what it could not kill
+_LEAD = (
+    'read -r _ _ _ _ group _ </proc/$$/stat; [ "$group" = $$ ] && exec "$@"; '
+    'command -v setsid >/dev/null && exec setsid "$@"; exec "$@"'
+)
 # the socket of the worker must not stay open in what outlives it
 _CLOSE = "exec " + " ".join(f"{number}<&-" for number in range(3, 10))
 
@@ -321,10 +327,11 @@ class WorkQueueEngine:
 def _command(environment: Environment | None) -> str:
     """Return what a worker runs in the task's folder, by its shell."""
     if environment is None:
-        python = shlex.quote(sys.executable)
-        return f"{_CLOSE}; exec {python} -I -S hepscale --task"
-    store = '"${PWD%/*}/hepscale/unpacked"'
-    return f"{_CLOSE}; exec sh hepscale/stage0.sh environment layers {store} hepscale --task"
+        command = f"{shlex.quote(sys.executable)} -I -S hepscale --task"
+    else:
+        store = '"${PWD%/*}/hepscale/unpacked"'
+        command = f"sh hepscale/stage0.sh environment layers {store} hepscale --task"
+    return f"{_CLOSE}; set -- {command}; {_LEAD}"
 
 
 def _versioned(source: Path, manager: Manager) -> Path:
