@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from hepscale.config import resolve
-from hepscale.errors import ConfigError
+from hepscale.errors import ConfigError, HepScaleError
 from hepscale.executor.engines.machine import memory_limit_bytes, usable_cores
+from hepscale.executor.engines.queue_open import library_protocol
+from hepscale.workers.version import check_protocol, worker_version
 
 __all__ = ["Check", "Status", "check_all"]
 
@@ -227,23 +228,17 @@ def _check_packing() -> Check:
 
 
 def _check_workqueue() -> Check:
-    name, program = "Work Queue", "work_queue_worker"
-    path = shutil.which(program)
-    if path is None:
-        return Check(
-            name,
-            "warn",
-            f"{program} is not on PATH; needed for clusters only",
-            f"{_CONDA} ndcctools  (or, without its manager: apt install coop-computing-tools)",
-        )
+    name = "Work Queue"
     try:
-        said = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=5, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(name, "warn", f"{path} does not run: {error}", f"{_CONDA} ndcctools")
-    version = re.search(r"\d+(\.\d+)+", said)
-    return Check(name, "ok", f"{path}, version {version.group() if version else 'unknown'}")
+        worker = worker_version()
+        text = f"{worker.path}, version {worker.release}, protocol {worker.protocol}"
+        if find_spec("ndcctools") is None:
+            # Debian's library; that of ndcctools comes with its own worker
+            check_protocol(worker, library_protocol(resolve().settings))
+    except HepScaleError as error:
+        fact = " ".join([error.fact, *error.items])
+        return Check(name, "warn", f"{fact} Needed for clusters only.", error.fix)
+    return Check(name, "ok", text)
 
 
 def _check_ndcctools() -> Check:
