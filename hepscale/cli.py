@@ -56,15 +56,20 @@ main.add_command(workers)
     help="Folder for the picture; by default the current one.",
 )
 @click.option("--cores", type=int, help="Worker processes; by default one for each core.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "workqueue"]),
+    help="Who runs the chunks; by default what the settings say.",
+)
 @click.option("--seed", type=int, help="The same seed gives the same events.")
-def demo(events: int, out: Path, cores: int | None, seed: int | None) -> None:
+def demo(events: int, out: Path, cores: int | None, engine: str | None, seed: int | None) -> None:
     """Find the Z boson in generated events."""
     from rich.console import Console
 
     from hepscale.demo import run_demo
 
     given = {} if seed is None else {"seed": seed}
-    run_demo(Console(), events=events, out=out, cores=cores, **given)
+    run_demo(Console(), events=events, out=out, cores=cores, engine=engine, **given)
 
 
 @main.command()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from hepscale.executor.coffea import HepScaleExecutor
+
 __all__ = ["DemoResult", "ZMuMuProcessor", "draw_mass", "generate", "run_demo"]
 
 _CHUNKSIZE = 50_000
@@ -112,6 +114,7 @@ def run_demo(
     events: int = 1_000_000,
     out: str | os.PathLike[str] = ".",
     cores: int | None = None,
+    engine: str | None = None,
     seed: int = SEED,
     executor: Any = None,
 ) -> DemoResult:
@@ -128,6 +131,9 @@ def run_demo(
         in the cache folder of the settings.
     cores
         Number of worker processes; by default as many as HepScale finds.
+    engine
+        Who runs the chunks; with "workqueue" a worker of Work Queue is started on this machine,
+        unless the settings name others.
     seed
         The same seed gives the same events.
     executor
@@ -145,9 +151,7 @@ def run_demo(
     folder = _writable(Path(out))
     fileset = _events(console, events, seed)
     if executor is None:
-        from hepscale.executor.coffea import HepScaleExecutor
-
-        executor = HepScaleExecutor(cores=cores)
+        executor = _executor(cores, engine)
     began = time.perf_counter()
     runner = processor.Runner(executor=executor, schema=NanoAODSchema, chunksize=_CHUNKSIZE)
     output = runner(fileset, processor_instance=ZMuMuProcessor(), treename="Events")
@@ -165,6 +169,18 @@ def run_demo(
     )
     console.print(f"Picture: {picture}", soft_wrap=True, markup=False, highlight=False)
     return DemoResult(output, picture, events, wall_s)
+
+
+def _executor(cores: int | None, engine: str | None) -> HepScaleExecutor:
+    from hepscale.config import load_settings
+    from hepscale.executor.coffea import HepScaleExecutor
+    from hepscale.executor.engines.machine import usable_cores
+    from hepscale.workers.api import Workers
+
+    settings, workers = load_settings(engine=engine), None
+    if settings.engine == "workqueue" and not settings.workers.count:
+        workers = Workers("local", cores=cores or usable_cores())
+    return HepScaleExecutor(cores=cores, engine=engine, workers=workers)
 
 
 def draw_mass(mass: hist.Hist[Any], path: str | os.PathLike[str], caption: str = "") -> None:

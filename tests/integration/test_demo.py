@@ -13,6 +13,7 @@ from coffea import processor
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from rich.console import Console
 
+import hepscale
 from hepscale import demo, demo_events
 from hepscale.demo import ZMuMuProcessor, draw_mass, generate, run_demo
 from hepscale.errors import ConfigError, RunDirectoryError
@@ -248,18 +249,19 @@ def test_files_without_weights_jets_and_met(sample):
     assert output["met"].sum(flow=True).value == 0
 
 
-def test_demo_on_workers(cache, tmp_path):
+@pytest.mark.parametrize("engine", ["local", "workqueue"])
+def test_demo_on_workers(tmp_path, engine):
     text = io.StringIO()
-    result = run_demo(
-        Console(file=text, width=100), events=20_000, out=tmp_path / "new" / "folder", cores=2
-    )
+    console, out = Console(file=text, width=100), tmp_path / "new" / "folder"
+    result = run_demo(console, events=20_000, out=out, cores=2, engine=engine)
+    hepscale.shutdown()
     expected = iterative(generate(events=20_000), chunksize=50_000)
     assert result.output["cutflow"] == expected["cutflow"]
     for name in ("mass", "met", "jets"):
         for dataset in ("DYJets", "TTbar"):
             mine, theirs = (one[name][{"dataset": dataset}] for one in (result.output, expected))
             np.testing.assert_allclose(mine.values(), theirs.values(), rtol=1e-12)
-    assert result.picture == tmp_path / "new" / "folder" / "hepscale-demo.png"
+    assert result.picture == out / "hepscale-demo.png"
     assert result.picture.read_bytes().startswith(PNG)
     shown = text.getvalue()
     assert "60 < m < 120 GeV" in shown

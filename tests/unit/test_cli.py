@@ -91,8 +91,11 @@ def test_demo_options(invoke, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "run_demo", lambda console, **given: seen.update(given))
     assert invoke("demo").exit_code == 0
     assert (seen["events"], seen["cores"], "seed" in seen) == (1_000_000, None, False)
-    invoke("demo", "--events", 10, "--out", tmp_path, "--cores", 3, "--seed", 0)
-    assert seen == {"events": 10, "out": tmp_path, "cores": 3, "seed": 0}
+    given = ("--events", 10, "--out", tmp_path, "--cores", 3, "--seed", 0, "--engine", "workqueue")
+    invoke("demo", *given)
+    assert seen == {
+        "events": 10, "out": tmp_path, "cores": 3, "seed": 0, "engine": "workqueue",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
