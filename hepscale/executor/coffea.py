@@ -20,7 +20,7 @@ from coffea.processor import accumulate
 from coffea.processor.executor import ExecutorBase, FileMeta
 
 from hepscale.config import Settings, load_settings
-from hepscale.env import local, snapshot
+from hepscale.env import local
 from hepscale.env.api import DEFAULT_CLOSURE
 from hepscale.env.environment import CLOSURES
 from hepscale.errors import ConfigError, HepScaleError, PayloadError
@@ -34,6 +34,7 @@ from hepscale.executor import (
     session,
     unpickle,
 )
+from hepscale.executor.code import Code
 from hepscale.executor.engines import machine
 from hepscale.executor.job import Job, Outcome
 from hepscale.executor.run import Run
@@ -42,7 +43,6 @@ from hepscale.executor.task import Chunk, Notice, Resources
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from hepscale.env.environment import Environment
     from hepscale.executor.job import Observer
     from hepscale.worker.frames import Frame
     from hepscale.workers.api import Workers
@@ -279,7 +279,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         named = chunking.named_files(self.files)
         session.write(spool / "payload", payload.dump_payload(function, accumulate))
         printed = payload.fingerprint((_versions(), _readable(function)))
-        environment = self.environment or placing.default_environment(settings.engine)
+        environment = self.environment
+        if environment is None:
+            environment = placing.default_environment(settings.engine)
         wanted = packing.Wanted(
             environment,
             self.closure,
@@ -288,7 +290,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             settings,
         )
         packed = packing.pack(wanted, printed, _PRELOAD, observer)
-        code = _Code(spool, printed)
+        code = Code(spool, printed)
         read = [*_installed(printed.modules), *chunking.states(named)]
         digest = printed.digest + payload.fingerprint(read).digest
         if packed.environment is not None and packed.environment.whole:
@@ -332,52 +334,6 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             )
             return iter(())
         return itertools.chain.from_iterable(map(journal.read, paths))
-
-
-class _Code:
-    """The snapshot of the local modules that the tasks of a run import, the latest one.
-
-    Attributes
-    ----------
-    folder
-        Goes first on ``sys.path``; None where no module is local.
-    sources
-        From all files of snapshots to the user's own.
-    """
-
-    def __init__(self, spool: Path, printed: payload.Fingerprint) -> None:
-        self.folder: Path | None = None
-        self.sources: dict[str, str] = {}
-        self._spool = spool
-        self._printed = printed
-        self._numbers = itertools.count(1)
-
-    def take(self, packed: packing.RunEnvironment) -> str:
-        """Copy the modules as they are now; return their digest."""
-        modules = local.closure((*self._printed.modules, *packed.modules), self._printed.codes)
-        if not modules:
-            return ""
-        folder = self.folder = self._spool / f"code-{next(self._numbers)}"
-        digest = snapshot.snapshot(modules, folder)
-        self.sources.update(
-            (str(folder / name), source) for one in modules for name, source in one.files
-        )
-        return digest
-
-    def widener(
-        self, packed: packing.RunEnvironment
-    ) -> Callable[[Sequence[str]], tuple[Environment | None, Path | None]] | None:
-        """Return how to add modules to the environment and to the snapshot."""
-        widen = packed.widen
-        if widen is None:
-            return None
-
-        def more(missed: Sequence[str]) -> tuple[Environment | None, Path | None]:
-            wider = widen(missed)
-            self.take(wider)
-            return wider.environment, self.folder
-
-        return more
 
 
 def shutdown() -> None:

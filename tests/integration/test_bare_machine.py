@@ -16,7 +16,7 @@ import hepscale
 from hepscale import HepScaleExecutor
 from hepscale.demo import ZMuMuProcessor
 from hepscale.demo_events import generate
-from hepscale.executor import coffea
+from hepscale.executor import placing
 from hepscale.executor.engines.local import LocalEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
@@ -50,7 +50,7 @@ def run_within(
     fileset: dict[str, list[str]],
     **options: object,
 ) -> dict[str, object]:
-    monkeypatch.setattr(coffea, "LocalEngine", partial(LocalEngine, within=within))
+    monkeypatch.setattr(placing, "LocalEngine", partial(LocalEngine, within=within))
     return run(fileset, environment="packed", **options)
 
 
