@@ -315,6 +315,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             compression=min(self.compression or 0, _MOST_COMPRESSION),
             environment=packed.environment,
             widen=code.widener(packed),
+            elsewhere=settings.engine != "local",
         )
         return job, digest, packed
 

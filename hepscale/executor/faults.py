@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hepscale.errors import PayloadError
+from hepscale.errors import InputError, PayloadError
 from hepscale.executor import failures, policy
 from hepscale.executor.task import (
     Chunk,
@@ -28,6 +29,25 @@ if TYPE_CHECKING:
     from hepscale.worker.frames import Frame
 
 __all__ = ["Faults"]
+
+
+def _refuse_unseen(chunk: Chunk, exceptions: Iterable[Mapping[str, Any]]) -> None:
+    """End the run where a worker does not find a file that is here: no other chunk will do better.
+
+    Raises
+    ------
+    InputError
+        So it is.
+    """
+    path = Path(chunk.file)
+    missing = any(one["type"] == "FileNotFoundError" for one in exceptions)
+    if missing and path.is_absolute() and path.exists():
+        raise InputError(
+            "A worker does not find a file that is on this machine.",
+            items=[chunk.file],
+            cause="an absolute path is read where the worker is, and its machine has no such file",
+            fix="give a relative path, which is sent, a URL, or a folder that all machines share",
+        )
 
 
 class Faults:
@@ -83,8 +103,16 @@ class Faults:
         self._give_up(keys[0], "merge", reason)
 
     def take(self, key: ChunkKey, frame: Frame) -> None:
-        """Deal with a chunk whose task reported an exception."""
+        """Deal with a chunk whose task reported an exception.
+
+        Raises
+        ------
+        InputError
+            A worker does not see a file of this machine.
+        """
         chunk = self._ledger.chunks[key]
+        if self._job.elsewhere:
+            _refuse_unseen(chunk, frame.meta["exceptions"])
         failure = failures.from_frame(
             chunk, frame.meta, frame.payload, self._job.sources, self._job.wraps
         )

@@ -44,6 +44,8 @@ class Job:
         Says of an exception's type and message that it only wraps its cause.
     resources, retries, compression
         For each task.
+    elsewhere
+        Whether tasks run on machines that may not see the files of this one.
     """
 
     run_id: str
@@ -62,6 +64,7 @@ class Job:
     compression: int
     environment: Environment | None = None
     widen: Callable[[Sequence[str]], tuple[Environment | None, Path | None]] | None = None
+    elsewhere: bool = False
 
 
 class Observer(Protocol):

@@ -258,12 +258,15 @@ class Run:
 
     def _take_frame(self, running: Running, frame: Frame) -> None:
         meta = frame.meta
-        if frame.kind is Kind.BEGIN:
+        if frame.kind is Kind.HELLO:
+            running.code = meta.get("code") or ""
+        elif frame.kind is Kind.BEGIN:
             running.current, running.begun_s = meta["key"], time.monotonic()
             self._observe(ChunkBegun(running.task.id, meta["key"]))
         elif frame.kind is Kind.OUTPUT:
             self._take_output(running, frame)
         elif frame.kind is Kind.FAILED:
+            running.bring_home(meta["exceptions"])
             if not meta["key"]:
                 self._faults.refuse_payload(meta)
             if running.owed.pop(meta["key"], None) and self._ledger.is_open(meta["key"]):

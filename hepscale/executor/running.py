@@ -35,6 +35,8 @@ class Running:
         What its last frame says, once that has come.
     over_wall
         The chunk for which it was cancelled, as that took too long.
+    code
+        Where the worker has the task's code.
     """
 
     task: Task
@@ -46,10 +48,20 @@ class Running:
     frames: int = 0
     done: Mapping[str, Any] | None = None
     over_wall: ChunkKey | None = None
+    code: str = ""
 
     def __post_init__(self) -> None:
         self.owed = {chunk.key: chunk for chunk in self.task.chunks}
         self._weight = sum(map(policy.weight, self.task.chunks))
+
+    def bring_home(self, exceptions: list[dict[str, Any]]) -> None:
+        """Name the files of the task's code in tracebacks as they are named here."""
+        here, there = str(self.task.code), self.code
+        for one in exceptions if there else ():
+            one["frames"] = [
+                (here + file[len(there) :] if file.startswith(f"{there}/") else file, line, name)
+                for file, line, name in one["frames"]
+            ]
 
     @property
     def age_s(self) -> float:

@@ -1,0 +1,118 @@
+"""Runs on workers of Work Queue: what a user does and sees."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import packed
+import pytest
+from packed import calculate, failing
+
+import hepscale
+from hepscale import HepScaleExecutor, Workers
+from hepscale.errors import ChunksFailed, ConfigError, InputError
+
+pytestmark = pytest.mark.usefixtures("few")
+
+WORKERS = Workers("local", cores=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended():
+    yield
+    hepscale.shutdown()
+    assert WORKERS.alive() == 0
+
+
+def there(function, items=range(3), **options):
+    """Return what a function gives on workers of Work Queue."""
+    given = {"engine": "workqueue", "workers": WORKERS, "environment": None, "cores": None}
+    return calculate(function, items, **{**given, **options})
+
+
+def test_tasks_run_in_a_packed_environment():
+    def where(item):
+        return sys.prefix, os.getppid()
+
+    first, second = {*there(where)}, {*there(where)}
+    ((prefix, _),) = first
+    assert prefix != sys.prefix
+    assert os.path.basename(prefix) in packed.records()
+    # the worker is warm
+    assert first == second
+
+
+def test_user_is_shown_his_own_line(tmp_path, monkeypatch):
+    (tmp_path / "own_cuts.py").write_text("def cut(x):\n    return 1 / (x - 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work(item):
+        import own_cuts
+
+        return [own_cuts.cut(item)]
+
+    packed.own(work)
+    executor = HepScaleExecutor(engine="workqueue", workers=WORKERS, status=False, retries=0)
+    output, error = executor([0, 1, 2], work, None)
+    assert sorted(output) == [-1.0, 1.0]
+    assert isinstance(error, ChunksFailed)
+    (failure,) = error.failed
+    assert failure.where == f"{tmp_path}/own_cuts.py:2 in cut: return 1 / (x - 1)"
+
+
+def test_module_that_a_task_misses(tmp_path, monkeypatch):
+    (tmp_path / "missed_cuts.py").write_text("LEAST = 30\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "missed_cuts"
+    assert there(lambda item: importlib.import_module(name).LEAST) == [30] * 3
+
+
+def test_files_are_sent_again_when_they_have_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/more.txt").write_text("more")
+
+    def work(item):
+        return Path("weights.txt").read_text() + Path("data/more.txt").read_text()
+
+    for text in ("one ", "other "):
+        (tmp_path / "weights.txt").write_text(text)
+        assert {*there(work, files=["weights.txt", "data"])} == {f"{text}more"}
+
+
+def test_what_the_local_engine_does_not_take():
+    error = failing(lambda item: item, workers=WORKERS, engine="local")
+    assert isinstance(error, ConfigError)
+    assert 'engine="workqueue"' in error.fix
+
+
+def test_workers_of_a_profile(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hepscale.toml").write_text(
+        '[site.here]\nengine = "workqueue"\n[site.here.workers]\ncount = 1\ncores = 1\n'
+    )
+
+    def where(item):
+        return os.getppid()
+
+    options = {"environment": None, "cores": None, "site": "here"}
+    first = {*calculate(where, range(2), **options)}
+    assert first == {*calculate(where, range(2), **options)}
+    assert len(first) == 1
+
+
+def test_file_that_workers_do_not_see(tmp_path):
+    from hepscale.executor import faults
+    from hepscale.executor.task import Chunk, ChunkKey
+
+    (tmp_path / "here.root").touch()
+    told = [{"type": "OSError"}, {"type": "FileNotFoundError"}]
+    chunk = Chunk(ChunkKey("k"), None, file=str(tmp_path / "here.root"))
+    with pytest.raises(InputError, match="does not find a file that is on this machine"):
+        faults._refuse_unseen(chunk, told)
+    faults._refuse_unseen(chunk, told[:1])
+    faults._refuse_unseen(Chunk(ChunkKey("k"), None, file="relative.root"), told)
+    faults._refuse_unseen(Chunk(ChunkKey("k"), None, file="/no/such/file"), told)
