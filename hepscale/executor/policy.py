@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pace",
     "frame_interval_s",
+    "is_slow",
     "may_split",
     "may_try_again",
     "signature",
@@ -42,6 +43,8 @@ MERGE_SHARE = 0.25
 STREAM_SHARE = 0.05
 # a task that streams at all writes a frame on its way and one at its end
 LEAST_TASK_FRAMES = 2
+# a task that takes so many times as long as expected, and at least so long, gets a copy
+SLOW, LEAST_SLOW_S = 2.0, 5.0
 LEAST_FRAME_S, MOST_FRAME_S = 0.2, 60.0
 # so many chunks that fail in the same way, one after the other, end the run
 SAME_FAILURES = 4
@@ -161,6 +164,11 @@ def frame_interval_s(slots: int, pace: Pace) -> float:
     """Return the least time between two frames of a task, for both sides to keep their share."""
     wanted_s = max(slots * pace.merge_s / MERGE_SHARE, pace.frame_s / STREAM_SHARE)
     return min(max(wanted_s, LEAST_FRAME_S), MOST_FRAME_S)
+
+
+def is_slow(age_s: float, expected_s: float) -> bool:
+    """Whether a task has taken so long that an idle slot may as well do the same."""
+    return age_s > max(SLOW * expected_s, LEAST_SLOW_S)
 
 
 def may_try_again(attempts: int, retries: int) -> bool:

@@ -230,8 +230,20 @@ class Run:
             running_s = sum(one.left_s(unit_s) for one in self._running.values())
             chunks = self._waiting.next_task(slots, running_s)
             if not chunks:
+                chunks = self._of_slow_task(unit_s)
+            if not chunks:
                 return
             self._submit(chunks, slots)
+
+    def _of_slow_task(self, unit_s: float) -> list[Chunk]:
+        """Return what the slowest task has not reported, for an idle slot: the first one counts."""
+        tasks = self._running.values() if self._job.elsewhere else ()
+        slow = [one for one in tasks if not one.copied and one.is_slow(unit_s)]
+        if not slow:
+            return []
+        slowest = min(slow, key=lambda one: one.sent_s)
+        slowest.copied = True
+        return [chunk for chunk in slowest.owed.values() if self._ledger.is_open(chunk.key)]
 
     def _submit(self, chunks: list[Chunk], slots: int) -> None:
         job = self._job

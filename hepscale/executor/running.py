@@ -37,6 +37,8 @@ class Running:
         The chunk for which it was cancelled, as that took too long.
     code
         Where the worker has the task's code.
+    copied
+        Whether another slot was given its chunks too.
     """
 
     task: Task
@@ -49,6 +51,7 @@ class Running:
     done: Mapping[str, Any] | None = None
     over_wall: ChunkKey | None = None
     code: str = ""
+    copied: bool = False
 
     def __post_init__(self) -> None:
         self.owed = {chunk.key: chunk for chunk in self.task.chunks}
@@ -71,6 +74,10 @@ class Running:
     def left_s(self, unit_s: float) -> float:
         """Return how many seconds of work it has still before it, at this pace."""
         return max(self._weight * unit_s - self.age_s, 0.0)
+
+    def is_slow(self, unit_s: float) -> bool:
+        """Whether it has taken far longer than expected."""
+        return policy.is_slow(self.age_s, self._weight * unit_s)
 
     def is_over(self, wall_s: float, now_s: float) -> bool:
         """Whether its present chunk had taken longer than `wall_s` at the time `now_s`."""

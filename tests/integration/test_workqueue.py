@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 
 import packed
@@ -81,6 +82,20 @@ def test_files_are_sent_again_when_they_have_changed(tmp_path, monkeypatch):
     for text in ("one ", "other "):
         (tmp_path / "weights.txt").write_text(text)
         assert {*there(work, files=["weights.txt", "data"])} == {f"{text}more"}
+
+
+def test_slow_task_gets_a_copy(tmp_path):
+    begun = tmp_path / "begun"
+
+    def work(item):
+        if item == 3 and not begun.exists():
+            begun.touch()
+            time.sleep(60)
+        return item
+
+    since = time.monotonic()
+    assert there(work, range(4)) == [0, 1, 2, 3]
+    assert time.monotonic() - since < 30
 
 
 def test_what_the_local_engine_does_not_take():

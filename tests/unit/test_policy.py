@@ -379,3 +379,10 @@ def test_frames_that_are_dear_come_less_often_and_make_tasks_longer() -> None:
     # 4 s of work for two slots: a share is 2 s, too short for a dear frame to be a twentieth
     lengths = [policy.task_length(repeat(1), 4_000, 0.0, 2, pace) for pace in (cheap, dear)]
     assert [length * 0.001 for length in lengths] == pytest.approx([0.8, 2.0], rel=0.01)
+
+
+def test_slow_tasks():
+    assert not policy.is_slow(4.9, 0.1)
+    assert policy.is_slow(5.1, 0.1)
+    assert not policy.is_slow(19.0, 10.0)
+    assert policy.is_slow(21.0, 10.0)
