@@ -247,9 +247,28 @@ def env_pack(
             exclude_packages=exclude,
             tell=tell,
         )
+    _say_missing(file, python, extra, exclude)
     what = f"{len(packed.spec.distributions) - 1} distributions, Python {packed.spec.python}"
     size = f"{packed.size_bytes / 1e6:.1f} MB, {packed.unpacked_bytes / 1e6:.0f} MB unpacked"
     click.echo(f"{packed.path}: {size}; {what}{' (unchanged)' if packed.unchanged else ''}")
+
+
+def _say_missing(
+    file: Path, python: str | None, extra: tuple[str, ...], exclude: tuple[str, ...]
+) -> None:
+    """Warn of what an environment was made without."""
+    from hepscale.env.api import analyze
+
+    found = analyze(file, python=python, extra_packages=extra, exclude_packages=exclude)
+    names = [one.name for one in found.missing if one.how == "sure"]
+    if names or found.notes:
+        what = [f"not found: {', '.join(names)}"] if names else []
+        what += [f"other things to know: {len(found.notes)}"] if found.notes else []
+        click.echo(
+            f"{click.style('Warning:', fg='yellow', bold=True)} {'; '.join(what)}. "
+            f"hepscale env analyze {file} has the lines.",
+            err=True,
+        )
 
 
 @env.command("run", context_settings={"ignore_unknown_options": True})
@@ -311,4 +330,8 @@ def env_prune(keep: int) -> None:
     from hepscale.env.api import store
 
     done = store().prune(keep, load_settings().cache_dir / "unpacked")
-    click.echo(f"{done.environments} environments removed, {done.size_bytes / 1e6:.0f} MB freed")
+    noun = "environment" if done.environments == 1 else "environments"
+    text = f"{done.environments} {noun} removed, {done.size_bytes / 1e6:.0f} MB freed"
+    if done.recent_bytes:
+        text += f"; {done.recent_bytes / 1e6:.0f} MB were used within the last minute and stay"
+    click.echo(text)

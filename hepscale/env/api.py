@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_CLOSURE", "analyze", "learnt", "pack", "planned", "store"]
 
+_SUFFIXES = {"tar.gz": (".gz", ".tgz"), "tar.zst": (".zst",)}
 DEFAULT_CLOSURE: Closure = "full"
 
 
@@ -137,6 +138,12 @@ def pack(
             f"There is no format {form!r}.",
             cause=f"known are: {', '.join(FORMATS)}",
             fix='format="tar.gz"',
+        )
+    if str(output).endswith((".gz", ".tgz", ".zst")) and not str(output).endswith(_SUFFIXES[form]):
+        raise ConfigError(
+            f"{output} is no name for an archive of the format {form}.",
+            cause="the name says another one",
+            fix=f"leave the format out, or call it env.{form}",
         )
     found = analyze(
         file, python=python, extra_packages=extra_packages, exclude_packages=exclude_packages

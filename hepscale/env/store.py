@@ -69,10 +69,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed from the store: number of environments and bytes."""
+    """What was removed from the store: number of environments and bytes.
+
+    ``recent_bytes`` belong to no environment that is kept and stay: somebody may be about to make
+    one of them.
+    """
 
     environments: int
     size_bytes: int
+    recent_bytes: int = 0
 
 
 def drop_damaged(layers: Iterable[Layer]) -> tuple[Path, ...]:
@@ -216,7 +221,7 @@ class Store:
             uses stays.
         """
         kept: set[str] = set()
-        freed = removed = 0
+        freed = removed = recent = 0
         for at, (digest, _, record) in enumerate(self.environments()):
             if at < keep:
                 kept.add(digest)
@@ -228,8 +233,12 @@ class Store:
         for path in (self.folder / "layers").glob("*"):
             about = path.with_name(f"{path.name.partition('.')[0]}.json")
             used = about if about.exists() else path
-            if path.name.partition(".")[0] not in kept and _age_s(used) > _SETTLED_S:
+            if path.name.partition(".")[0] in kept:
+                continue
+            if _age_s(used) > _SETTLED_S:
                 freed += _remove(path)
+            else:
+                recent += path.stat().st_size
         for path in (self.folder / name for name in ("seen", "locks")):
             for one in path.glob("*"):
                 if not kept or _age_s(one) > _FORGOTTEN_S:
@@ -237,7 +246,7 @@ class Store:
         for path in unpacked.glob("[!.]*") if unpacked is not None else ():
             if path.name not in kept and _is_free(path):
                 freed += _remove(path)
-        return Pruned(removed, freed)
+        return Pruned(removed, freed, recent)
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from hepscale.errors import ConfigError
 from hepscale.executor.engines import warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.packing import PACKED
+from hepscale.workers.api import Workers
 
 if TYPE_CHECKING:
     import os
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from hepscale.config.model import WorkersSettings
     from hepscale.env.environment import Environment
     from hepscale.executor.engines.base import Engine
-    from hepscale.workers.api import Workers
 
 __all__ = ["check", "default_environment", "engine_for", "shutdown"]
 
@@ -38,6 +38,13 @@ def check(name: str, workers: Workers | None) -> None:
             f"There is no engine {name!r}.",
             cause=f"known are: {', '.join(_ENGINES)}",
             fix='HepScaleExecutor(engine="local")',
+        )
+    if workers is not None and not isinstance(workers, Workers):
+        raise ConfigError(
+            f"workers={workers!r} cannot be used.",
+            cause="it says who starts workers, and how many",
+            fix='HepScaleExecutor(engine="workqueue", workers=Workers("local", cores=2)), or '
+            "HepScaleExecutor(cores=2)",
         )
     if name == "local" and workers is not None:
         raise ConfigError(
@@ -90,8 +97,6 @@ def engine_for(
 @lru_cache(maxsize=8)
 def _workers(wanted: WorkersSettings) -> Workers:
     """Return the same workers for the same settings: they wait for the next run."""
-    from hepscale.workers.api import Workers
-
     return Workers(
         wanted.batch,
         count=wanted.count,

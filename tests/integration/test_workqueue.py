@@ -10,7 +10,7 @@ from pathlib import Path
 
 import packed
 import pytest
-from packed import calculate, failing
+from packed import calculate
 
 import hepscale
 from hepscale import HepScaleExecutor, Workers
@@ -98,10 +98,13 @@ def test_slow_task_gets_a_copy(tmp_path):
     assert time.monotonic() - since < 30
 
 
-def test_what_the_local_engine_does_not_take():
-    error = failing(lambda item: item, workers=WORKERS, engine="local")
-    assert isinstance(error, ConfigError)
-    assert 'engine="workqueue"' in error.fix
+@pytest.mark.parametrize(
+    ("engine", "workers"), [("local", WORKERS), ("local", 2), ("workqueue", 2), (None, "local")]
+)
+def test_workers_that_cannot_be_used(engine, workers):
+    with pytest.raises(ConfigError) as caught:
+        HepScaleExecutor(engine=engine, workers=workers)
+    assert 'engine="workqueue"' in caught.value.fix
 
 
 def test_workers_of_a_profile(tmp_path, monkeypatch):

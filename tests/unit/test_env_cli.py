@@ -250,6 +250,22 @@ def test_pack_without_a_name(
     assert [one.name for one in tmp_path.iterdir()] == ["env.tar.zst"]
 
 
+def test_pack_warns_of_what_is_missing(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "analysis.py").write_text("import cuts_nowhere\n__import__(input())\n")
+    result = invoke("pack", tmp_path / "analysis.py", "-o", tmp_path / "env.tar.zst")
+    assert result.exit_code == 0
+    assert (
+        "Warning: not found: cuts_nowhere; other things to know: 1. hepscale env analyze"
+        in result.stderr
+    )
+
+
+def test_pack_into_a_file_of_another_format(invoke: Invoke, script: Path, tmp_path: Path) -> None:
+    result = invoke("pack", script, "--format", "tar.zst", "-o", tmp_path / "env.tar.gz")
+    assert result.exit_code == 1
+    assert "is no name for an archive of the format tar.zst" in result.stderr
+
+
 def test_pack_into_a_folder_that_is_none(invoke: Invoke, script: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = invoke("pack", script, "-o", tmp_path / "file/env.tar.gz")
@@ -288,9 +304,9 @@ def test_list_and_prune(invoke: Invoke, script: Path, venv: wheels.Venv, tmp_pat
     assert build(script, venv) == first
     assert rows(invoke("list").stdout)[1][0] == first[:12]
     result = invoke("prune", "--keep", "1")
-    assert (result.exit_code, result.stdout[:22]) == (0, "1 environments removed")
+    assert (result.exit_code, result.stdout[:21]) == (0, "1 environment removed")
     assert [line[0] for line in rows(invoke("list").stdout)[1:]] == [first[:12]]
-    assert invoke("prune").stdout.startswith("1 environments removed")
+    assert invoke("prune").stdout.startswith("1 environment removed")
     assert invoke("list").stdout == "There are no environments yet.\n"
 
 
