@@ -219,7 +219,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             session.shown(status=self.status) as observer,
         ):
             job, digest, packed = self._job(run_id, function, spool, settings, observer)
-            for text in () if isinstance(items[0], FileMeta) else packed.missing:
+            # for the first of coffea's two runs, the one over files
+            told = placing.warnings(settings) if isinstance(items[0], FileMeta) else packed.missing
+            for text in told:
                 observer.see(Notice(text))
             try:
                 outcome = self._execute(job, digest, items, settings, observer)

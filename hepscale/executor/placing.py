@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from hepscale.config import Settings
     from hepscale.config.model import WorkersSettings
     from hepscale.env.environment import Environment
+    from hepscale.executor.credentials import Credential
     from hepscale.executor.engines.base import Engine
 
-__all__ = ["check", "default_environment", "engine_for", "shutdown"]
+__all__ = ["check", "default_environment", "engine_for", "shutdown", "warnings"]
 
 _ENGINES = ("local", "workqueue")
 
@@ -91,7 +92,24 @@ def engine_for(
     if workers is None and settings.workers.count:
         workers = _workers(settings.workers)
     listening = Listening(settings.name or "", settings.port, settings.password_file, workers)
-    return WorkQueueEngine(listening, settings, preload)
+    proofs = {one.variable: one.path for one in _credentials(settings)}
+    return WorkQueueEngine(listening, settings, preload, proofs)
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Return what is to be said before a run: of credentials that do not hold, or not for long."""
+    from hepscale.executor import credentials
+
+    return [*credentials.warnings(_credentials(settings))]
+
+
+def _credentials(settings: Settings) -> list[Credential]:
+    if settings.engine == "local" or not settings.send_credentials:
+        # tasks of this machine find them where they are
+        return []
+    from hepscale.executor import credentials
+
+    return credentials.find()
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,6 @@
 """``python -I FOLDER SETTINGS``: start the forkserver whose settings are the JSON file SETTINGS.
 
-``python -I FOLDER --task``: run the task whose folder the current one is.
+``python -I FOLDER --task PID``: run the task whose folder the current one is, for this worker.
 
 ``python -I FOLDER -- COMMAND ...``: run a command instead, in the environment of this Python.
 
@@ -54,5 +54,5 @@ if __name__ == "__main__":
         _become(sys.argv[2:])
     if sys.argv[1] == "--task":
         folder = os.path.dirname(os.path.abspath(__file__))
-        sys.exit(importlib.import_module("hepscale_worker.remote").main(folder))
+        sys.exit(importlib.import_module("hepscale_worker.remote").main(folder, int(sys.argv[2])))
     importlib.import_module("hepscale_worker.forkserver").main(sys.argv[1])

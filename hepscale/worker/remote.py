@@ -1,4 +1,4 @@
-"""``python -I FOLDER --task``: run the task whose folder this is, on a worker of Work Queue.
+"""``python -I FOLDER --task PID``: run the task whose folder this is, for a Work Queue worker.
 
 The folder is a sandbox in the worker's workspace. It holds ``hepscale-task.json``, ``work``, and
 what they name. In the workspace a forkserver gets a folder: all tasks of the worker share it, it
@@ -109,9 +109,9 @@ class _FrameFile:
         return self._read
 
 
-def main(package: str) -> int:
-    """Run the task of the current folder; return the exit code."""
-    here, worker = os.getcwd(), os.getppid()
+def main(package: str, worker: int) -> int:
+    """Run the task of the current folder for the process `worker`; return the exit code."""
+    here = os.getcwd()
     try:
         with open(_TOLD, encoding="utf-8") as stream:
             told = json.load(stream)
@@ -127,7 +127,7 @@ def main(package: str) -> int:
     told_of = _follow(connection, frames, worker)
     line = stream.readline()
     if not line:
-        sys.stdout.write("The worker's forkserver has ended.\n")
+        sys.stdout.write("the forkserver of its worker was killed\n")
         return REFUSED
     ended = {**json.loads(line), "output_tail": layout.output_tail(here)}
     sys.stdout.write(f"\n{ENDED}{json.dumps(ended)}\n")
@@ -158,6 +158,9 @@ def _follow(connection: socket.socket, frames: _FrameFile, worker: int) -> bool:
 
 def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:
     """Write what the forkserver's child reads; return the request."""
+    # programs refuse a proxy that others could read
+    for name in os.listdir("credentials") if os.path.isdir("credentials") else ():
+        os.chmod(os.path.join("credentials", name), 0o600)
     inputs = [(name, os.path.join(here, path)) for name, path in told["inputs"]]
     places = {
         name: os.path.join(here, told["spec"][name]) if told["spec"][name] else None
@@ -229,12 +232,16 @@ def _connect(folder: str) -> socket.socket | None:
 
 
 def _start(folder: str, settings: dict[str, Any], package: str, worker: int) -> socket.socket:
+    since = proc.since(worker)
+    if os.getppid() != worker:
+        # it was killed while its environment was unpacked: nobody would end what is started now
+        raise Refused("the worker has gone")
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder, 0o700)
     # the task's own copy goes with its folder
     kept = os.path.join(folder, "worker")
     shutil.copytree(package, kept)
-    told = {**settings, "dir": folder, "manager_pid": worker, "since": proc.since(worker)}
+    told = {**settings, "dir": folder, "manager_pid": worker, "since": since}
     path = os.path.join(folder, "settings.json")
     with open(path, "w", encoding="utf-8") as stream:
         json.dump(told, stream)

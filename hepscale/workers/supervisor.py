@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from hepscale.worker import proc
+from hepscale.worker import proc, scratch
 
 __all__ = ["main"]
 
@@ -53,6 +54,8 @@ def main(path: str) -> None:
         workers -= _ended()
     _end(workers)
     shutil.rmtree(told["folder"], ignore_errors=True)
+    # a manager that was killed could not remove its own
+    scratch.sweep(str(Path(told["folder"]).parent))
 
 
 def _start(told: dict[str, object]) -> set[int]:

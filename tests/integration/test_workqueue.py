@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -82,6 +83,36 @@ def test_files_are_sent_again_when_they_have_changed(tmp_path, monkeypatch):
     for text in ("one ", "other "):
         (tmp_path / "weights.txt").write_text(text)
         assert {*there(work, files=["weights.txt", "data"])} == {f"{text}more"}
+
+
+def test_credentials_are_sent(tmp_path, monkeypatch):
+    (tmp_path / "proxy").write_text("secret")
+    monkeypatch.setenv("X509_USER_PROXY", str(tmp_path / "proxy"))
+    monkeypatch.setenv("BEARER_TOKEN_FILE", str(tmp_path / "nowhere"))
+
+    def work(item):
+        path = os.environ.get("X509_USER_PROXY")
+        if path is None:
+            return None
+        return Path(path).read_text(), stat.S_IMODE(os.stat(path).st_mode), path
+
+    ((text, mode, path),) = there(work, [0])
+    assert (text, mode) == ("secret", 0o600)
+    assert not path.startswith(str(tmp_path))
+    monkeypatch.setenv("HEPSCALE_SEND_CREDENTIALS", "false")
+    assert there(work, [0]) == [None]
+
+
+def test_no_more_memory_than_workers_have(told):
+    limit_mb = 10**9
+
+    def work(item):
+        return item
+
+    assert there(work, memory_mb=limit_mb, status=True) == [0, 1, 2]
+    (line,) = [line for line in told() if "MB" in line]
+    assert line.startswith("A chunk may use ")
+    assert f"not {limit_mb}: no worker here has more" in line
 
 
 def test_slow_task_gets_a_copy(tmp_path):

@@ -83,7 +83,8 @@ def test_half_a_line_is_kept_for_later(tmp_path: Path) -> None:
 
 def test_refused_workers_are_read_from_notices(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = NoticeLog(path)
+    directed: list[Path | None] = []
+    log = NoticeLog(path, directed.append)
     path.write_text(
         "now [1] notice: worker (1.2.3.4:5) is using work queue protocol 11, but I am using "
         "protocol 9\nnow [1] notice: worker 1.2.3.4:6 presented the wrong password\nother\n"
@@ -92,3 +93,11 @@ def test_refused_workers_are_read_from_notices(tmp_path: Path) -> None:
     assert "protocol 11, and this process 9" in str(first)
     assert "password" in str(second)
     log.close()
+
+
+def test_complaints_go_to_the_newest_queue_that_is_open(tmp_path: Path) -> None:
+    directed: list[Path | None] = []
+    one, other = (NoticeLog(tmp_path / name, directed.append) for name in ("one", "other"))
+    other.close()
+    one.close()
+    assert directed == [tmp_path / "one", tmp_path / "other", tmp_path / "one", None]

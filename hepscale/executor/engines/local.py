@@ -14,11 +14,12 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import EngineError, HepScaleError, RunDirectoryError
 from hepscale.executor.engines import task_folder, warm
+from hepscale.executor.engines.tail import MOST_BYTES, Tail
 from hepscale.executor.task import (
     EngineEvent,
     FrameBytes,
@@ -43,8 +44,6 @@ __all__ = ["LocalEngine"]
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.01
-# one poll hands over at most this much of each frame file, so that memory stays bounded
-_MOST_BYTES = 8 << 20
 _MOST_RESTARTS = 3
 _LEAST_ROOM_BYTES = 1 << 16
 _numbers = itertools.count(1)
@@ -52,27 +51,17 @@ _numbers = itertools.count(1)
 
 @dataclass
 class _Running:
-    """A task that the forkserver has, and how far its frame file has been read."""
+    """A task that the forkserver has."""
 
     task: Task
     folder: Path
-    frames: int | None = None
-    offset: int = 0
-    ended: TaskEnded | None = field(default=None)
+    ended: TaskEnded | None = None
 
-    def read(self, most: int = _MOST_BYTES) -> bytes:
-        if self.frames is None:
-            with suppress(FileNotFoundError):
-                self.frames = os.open(self.folder / "frames", os.O_RDONLY | os.O_CLOEXEC)
-        if self.frames is None:
-            return b""
-        data = os.pread(self.frames, most, self.offset)
-        self.offset += len(data)
-        return data
+    def __post_init__(self) -> None:
+        self.frames = Tail(self.folder / "frames")
 
     def remove(self) -> None:
-        if self.frames is not None:
-            os.close(self.frames)
+        self.frames.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -322,11 +311,11 @@ class LocalEngine:
 
     def _tail(self) -> None:
         for running in list(self._running.values()):
-            data = running.read()
+            data = running.frames.read()
             if data:
                 self._events.append(FrameBytes(running.task.id, data))
             # a task that has ended is reported once nothing is left to be read
-            if running.ended is not None and len(data) < _MOST_BYTES:
+            if running.ended is not None and len(data) < MOST_BYTES:
                 self._events.append(running.ended)
                 del self._running[running.task.id]
                 running.remove()
@@ -342,7 +331,7 @@ class LocalEngine:
             said = server.said()
             self._events.append(WorkerLost(self._worker, "its process ended"))
         for running in self._running.values():
-            while data := running.read():
+            while data := running.frames.read():
                 self._events.append(FrameBytes(running.task.id, data))
             ended = running.ended or TaskEnded(running.task.id, "lost", "its worker vanished")
             self._events.append(ended)

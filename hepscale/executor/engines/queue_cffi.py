@@ -21,6 +21,8 @@ from hepscale.executor.engines.queue_listen import listen
 from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hepscale.config import Settings
 
 __all__ = ["CffiQueue"]
@@ -61,7 +63,7 @@ class CffiQueue(Queue):
             self._release()
             raise
         self._log = TransactionLog(options.folder / "transactions.log")
-        self._notices = NoticeLog(options.folder / "notices.log")
+        self._notices = NoticeLog(options.folder / "notices.log", self._direct)
 
     def submit(self, task: QueueTask) -> int:
         """Queue `task`."""
@@ -158,7 +160,6 @@ class CffiQueue(Queue):
             raise EngineError(
                 "The password file for workers cannot be read.", items=[str(options.password_file)]
             )
-        lib.debug_config_file_e(_c(str(options.folder / "notices.log")))
         if options.catalog:
             lib.work_queue_specify_catalog_servers(queue, _c(options.catalog))
         if options.name:
@@ -189,9 +190,11 @@ class CffiQueue(Queue):
 
     def _release(self) -> None:
         queue, self._queue = self._queue, None
-        self._lib.debug_config_file_e(self._ffi.NULL)
         self._lib.work_queue_delete(queue)
         self._lib.hs_timer_delete(self._timer)
+
+    def _direct(self, complaints: Path | None) -> None:
+        self._lib.debug_config_file_e(_c(str(complaints)) if complaints else self._ffi.NULL)
 
 
 def _flags(file: QueueFile) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hepscale.executor.engines.queue import (
     QueueEvent,
@@ -14,7 +14,7 @@ from hepscale.executor.engines.queue import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["PROTOCOLS", "NoticeLog", "TransactionLog"]
@@ -89,11 +89,26 @@ class TransactionLog:
 
 
 class NoticeLog:
-    """The log of what the library complains about."""
+    """The log of what the library complains about.
 
-    def __init__(self, path: Path) -> None:
+    The library has one for all queues of a process: it is that of the newest queue.
+
+    Parameters
+    ----------
+    path
+        Where it goes.
+    direct
+        Has the library write it there; None: to the standard error.
+    """
+
+    _open: ClassVar[list[Path]] = []
+
+    def __init__(self, path: Path, direct: Callable[[Path | None], None]) -> None:
         path.touch()
         self._lines = _Lines(path)
+        self._path, self._direct = path, direct
+        self._open.append(path)
+        direct(path)
 
     def read(self) -> list[QueueEvent]:
         """Return the events of the lines that were completed since the last call."""
@@ -108,6 +123,8 @@ class NoticeLog:
 
     def close(self) -> None:
         """Close the log."""
+        self._open.remove(self._path)
+        self._direct(self._open[-1] if self._open else None)
         self._lines.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ndcctools import work_queue
 
@@ -21,6 +21,9 @@ from hepscale.executor.engines.queue import (
 )
 from hepscale.executor.engines.queue_listen import listen
 from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["NdcctoolsQueue"]
 
@@ -63,8 +66,7 @@ class NdcctoolsQueue(Queue):
         self._open().specify_keepalive_interval(options.keepalive_interval_s)
         self._open().specify_keepalive_timeout(options.keepalive_timeout_s)
         self._log = TransactionLog(options.folder / "transactions.log")
-        work_queue.cctools_debug_config_file(str(options.folder / "notices.log"))
-        self._notices = NoticeLog(options.folder / "notices.log")
+        self._notices = NoticeLog(options.folder / "notices.log", self._direct)
 
     def submit(self, task: QueueTask) -> int:
         """Queue `task`."""
@@ -141,9 +143,11 @@ class NdcctoolsQueue(Queue):
         if queue is not None:
             queue.shutdown_workers(0)
             queue.__exit__(None, None, None)
-            work_queue.cctools_debug_config_file(None)
             self._log.close()
             self._notices.close()
+
+    def _direct(self, complaints: Path | None) -> None:
+        work_queue.cctools_debug_config_file(str(complaints) if complaints else None)
 
     def _create(self, port: int) -> bool:
         log = str(self._options.folder / "transactions.log")

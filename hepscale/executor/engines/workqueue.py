@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shlex
 import shutil
-import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hepscale.errors import EngineError, PackError
 from hepscale.executor.engines import manager as managers
-from hepscale.executor.engines import task_folder, warm
+from hepscale.executor.engines import warm
 from hepscale.executor.engines.queue import (
     QueueEnded,
     QueueFile,
@@ -25,6 +20,8 @@ from hepscale.executor.engines.queue import (
     QueueWorkerLeft,
     QueueWorkerRefused,
 )
+from hepscale.executor.engines.shipment import Shipment, command
+from hepscale.executor.engines.tail import Tail
 from hepscale.executor.task import (
     EngineEvent,
     FrameBytes,
@@ -36,58 +33,38 @@ from hepscale.executor.task import (
     WorkerJoined,
     WorkerLost,
 )
-from hepscale.worker import VERSION
-from hepscale.worker.remote import ENDED, FETCH
+from hepscale.worker.remote import ENDED, FETCH, REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from hepscale.config import Settings
-    from hepscale.env.environment import Environment
     from hepscale.executor.engines.manager import Listening, Manager
 
 __all__ = ["WorkQueueEngine"]
 
-# one poll hands over at most this much of each frame file, so that memory stays bounded
-_MOST_BYTES = 8 << 20
 _NO_WORKER_S = 60.0
 # workers that cannot run a task, one after the other: then it is not the workers
 _MOST_REFUSALS = 5
-# a worker puts the task into a process group of its own, which it kills; should the task be faster,
-# it fails to, and waits for ever for the end of what it could not kill
-_LEAD = (
-    'read -r _ _ _ _ group _ </proc/$$/stat; [ "$group" = $$ ] && exec "$@"; '
-    'command -v setsid >/dev/null && exec setsid "$@"; exec "$@"'
-)
-# the socket of the worker must not stay open in what outlives it
-_CLOSE = "exec " + " ".join(f"{number}<&-" for number in range(3, 10))
+# a worker that broke off so often before its task had begun has no room for what tasks need
+_MOST_VISITS = 3
 
 
 @dataclass(eq=False)
 class _Running:
-    """A task that the queue has, and how far its frame file has been read."""
+    """A task that the queue has."""
 
     task: Task
     folder: Path
     number: int = 0
     worker: str = ""
-    stream: int | None = None
-    offset: int = 0
 
-    def read(self) -> bytes:
-        if self.stream is None:
-            with suppress(FileNotFoundError):
-                self.stream = os.open(self.folder / "frames", os.O_RDONLY | os.O_CLOEXEC)
-        if self.stream is None:
-            return b""
-        data = os.pread(self.stream, _MOST_BYTES, self.offset)
-        self.offset += len(data)
-        return data
+    def __post_init__(self) -> None:
+        self.frames = Tail(self.folder / "frames")
 
     def remove(self) -> None:
-        if self.stream is not None:
-            os.close(self.stream)
+        self.frames.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -102,27 +79,42 @@ class WorkQueueEngine:
         Where scratch folders go and how long workers stay warm.
     preload
         Installed modules that every task is going to import.
+    credentials
+        Files that prove who the user is, by the variables that name them to programs.
     """
 
     name = "workqueue"
 
     def __init__(
-        self, listening: Listening, settings: Settings, preload: Iterable[str] = ()
+        self,
+        listening: Listening,
+        settings: Settings,
+        preload: Iterable[str] = (),
+        credentials: Mapping[str, Path] | None = None,
     ) -> None:
         self._listening = listening
         self._settings = settings
         self._preload = tuple(preload)
+        self._credentials = dict(credentials or {})
         self._manager: Manager | None = None
+        self._shipment: Shipment | None = None
         self._running: dict[int, _Running] = {}
         self._numbers: dict[TaskId, int] = {}
         self._events: list[EngineEvent] = []
         self._alone_since_s: float | None = None
         self._refusals = 0
         self._unsent = 0
+        self._said: set[str] = set()
+        # workers by their addresses, and at which of them each broke off in vain
+        self._at: dict[str, QueueWorkerJoined] = {}
+        self._in_vain: dict[str, set[str]] = {}
 
     def start(self) -> None:
         """Listen for workers; those of an earlier run of this process are there at once."""
         self._manager = managers.lease(self._settings, self._listening)
+        self._shipment = Shipment(
+            self._manager, self._preload, self._settings.idle_s, self._credentials
+        )
         self._manager.events()
         for one in self._manager.joined.values():
             self._joined(one, warm=True)
@@ -131,23 +123,22 @@ class WorkQueueEngine:
     def submit(self, task: Task) -> None:
         """Queue `task`."""
         manager = self._open()
+        assert self._shipment is not None
         running = _Running(task, manager.folder / task.id)
+        memory_mb = self._memory_mb(task.resources.memory_mb)
         try:
             running.folder.mkdir(mode=0o700)
-            (running.folder / "work").write_bytes(task.work)
-            told = self._told(task, manager)
-            (running.folder / "told").write_text(json.dumps(told))
-            inputs = self._inputs(task, running.folder, manager)
+            inputs = self._shipment.pack(task, running.folder, memory_mb)
         except OSError as error:
             raise warm.scratch_unusable(self._settings.scratch_dir, error) from None
         frames = QueueFile(running.folder / "frames", "frames", watch=True, failure_only=True)
         running.number = manager.queue.submit(
             QueueTask(
-                _command(task.environment),
-                tuple(inputs),
+                command(task.environment),
+                inputs,
                 (frames,),
                 cores=task.resources.cores,
-                memory_mb=task.resources.memory_mb or 1,
+                memory_mb=memory_mb or 1,
                 disk_mb=task.resources.disk_mb or 1,
                 category="hepscale",
             )
@@ -196,59 +187,23 @@ class WorkQueueEngine:
         self._numbers.clear()
         self._events.clear()
 
+    def _memory_mb(self, wanted_mb: int | None) -> int | None:
+        """Return what a task may use: for more than workers have it would wait for ever."""
+        most_mb = max((one.memory_mb for one in self._open().joined.values()), default=0)
+        if not wanted_mb or not most_mb or wanted_mb <= most_mb:
+            return wanted_mb
+        self._say(f"A chunk may use {most_mb} MB, not {wanted_mb}: no worker here has more.")
+        return most_mb
+
     def _open(self) -> Manager:
         if self._manager is None:
             raise EngineError("The engine was closed.", fix="make a new executor")
         return self._manager
 
-    # -- what a task is sent -------------------------------------------------------------------
-
-    def _told(self, task: Task, manager: Manager) -> dict[str, Any]:
-        environment = task.environment
-        served = {
-            "idle_s": self._settings.idle_s,
-            "preload": self._preload,
-            "sys_path": None if environment else warm.installed_path(),
-            "known": environment.absent if environment else (),
-        }
-        about = [served, environment.digest if environment else sys.executable]
-        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        code = "code" if task.code else None
-        return {
-            "spec": task_folder.spec(task, payload="payload", code=code),
-            "inputs": [(one.name, f"inputs/{at}") for at, one in enumerate(task.inputs)],
-            "memory_mb": task.resources.memory_mb,
-            "environ": {**warm.SINGLE_THREADED, "PYTHONNOUSERSITE": "1"},
-            "versions": {"hepscale": VERSION, "python": _minor(sys.version)},
-            "server": {"name": f"{name}-{manager.queue.port}", "settings": served},
-        }
-
-    def _inputs(self, task: Task, folder: Path, manager: Manager) -> list[QueueFile]:
-        files = [
-            QueueFile(manager.package, "hepscale", cache=True),
-            QueueFile(task.payload, "payload", cache=True),
-            QueueFile(folder / "work", "work"),
-            QueueFile(folder / "told", "hepscale-task.json"),
-        ]
-        if task.code is not None:
-            files.append(QueueFile(task.code, "code", cache=True))
-        for at, one in enumerate(task.inputs):
-            files.append(QueueFile(_versioned(one.source, manager), f"inputs/{at}", cache=True))
-        if task.environment is not None:
-            about = manager.folder / f"environment-{task.environment.digest}"
-            if not about.exists():
-                about.write_text(task.environment.describe(VERSION))
-            files.append(QueueFile(about, "environment", cache=True))
-            files += [
-                QueueFile(one.path, f"layers/{one.path.name}", cache=True)
-                for one in task.environment.layers
-            ]
-        return files
-
     # -- what comes back -----------------------------------------------------------------------
 
     def _tail(self, running: _Running) -> bytes:
-        data = running.read()
+        data = running.frames.read()
         if data:
             self._events.append(FrameBytes(running.task.id, data))
         return data
@@ -266,16 +221,45 @@ class WorkQueueEngine:
     def _ended(self, ended: QueueEnded, running: _Running) -> TaskEnded:
         task_id = running.task.id
         if ended.status == "lost":
+            if not running.frames.offset:
+                self._broke_off(running.worker)
             return TaskEnded(task_id, "lost", f"its worker {running.worker} vanished".strip())
         _, told, line = ended.output.rpartition(f"\n{ENDED}")
         if ended.status == "done" and ended.exit_code in (0, FETCH) and told:
             said = json.loads(line.partition("\n")[0])
             self._refusals = 0
+            self._in_vain.clear()
             usage = Usage(said["wall_s"], said["cpu_s"], said["memory_mb"])
             return TaskEnded(task_id, said["status"], said["detail"], usage, said["output_tail"])
         reason = f"{ended.status}, exit code {ended.exit_code}"
-        self._refused(ended, reason)
+        if ended.exit_code == REFUSED and ended.output.strip():
+            reason = ended.output.strip().splitlines()[-1]
+        if not running.frames.offset:
+            self._refused(ended, reason)
         return TaskEnded(task_id, "lost", reason, output_tail=ended.output[-4096:])
+
+    def _broke_off(self, worker: str) -> None:
+        """Take note of a worker that vanished before its task had begun; raise if all do."""
+        one = self._at.get(worker)
+        if one is None:
+            return
+        visits = self._in_vain.setdefault(one.worker_id, set())
+        visits.add(worker)
+        if len(visits) < _MOST_VISITS:
+            return
+        host = worker.partition(":")[0]
+        if any(running.frames.offset for running in self._running.values()):
+            self._say(
+                f"A worker at {host} breaks off whenever it is sent what a task needs: "
+                f"perhaps its disk, of {one.disk_mb} MB, is full."
+            )
+            return
+        raise EngineError(
+            "Workers break off whenever they are sent what a task needs.",
+            items=[f"{host}: {one.disk_mb} MB of disk"],
+            cause="their disk is full, or something between them and this process cuts them off",
+            fix="Workers(..., workdir=<a folder with room>); df -h there shows what is free",
+        )
 
     def _refused(self, ended: QueueEnded, reason: str) -> None:
         """Take note of a worker that could not run a task; raise if none can."""
@@ -303,47 +287,33 @@ class WorkQueueEngine:
                 self._joined(event)
             elif isinstance(event, QueueWorkerLeft):
                 self._events.append(WorkerLost(event.worker_id, event.reason))
+                if not manager.joined:
+                    self._alone_since_s = time.monotonic()
             elif isinstance(event, QueueWorkerRefused):
                 where = event.worker.partition(":")[0]
-                self._events.append(Notice(f"A worker at {where} was refused: {event.reason}."))
+                self._say(f"A worker at {where} was refused: {event.reason}.")
             elif isinstance(event, QueueTaskPlaced) and event.id in self._running:
                 self._running[event.id].worker = event.worker
         if self._alone_since_s is not None:
             self._say_alone(manager, time.monotonic() - self._alone_since_s)
+
+    def _say(self, text: str) -> None:
+        # it comes again every few seconds
+        if text not in self._said:
+            self._said.add(text)
+            self._events.append(Notice(text))
 
     def _say_alone(self, manager: Manager, alone_s: float) -> None:
         if alone_s >= _NO_WORKER_S:
             self._alone_since_s = None
             command = f"hepscale workers start --password {manager.password} {manager.address}"
             self._events.append(
-                Notice(f"No worker has come for {_NO_WORKER_S:.0f} s. To start one: {command}")
+                Notice(
+                    f"No worker has been there for {_NO_WORKER_S:.0f} s. To start one: {command}"
+                )
             )
 
     def _joined(self, one: QueueWorkerJoined, *, warm: bool = False) -> None:
+        self._at[one.worker] = one
         host = one.worker.partition(":")[0]
         self._events.append(WorkerJoined(one.worker_id, one.cores, host, warm=warm))
-
-
-def _command(environment: Environment | None) -> str:
-    """Return what a worker runs in the task's folder, by its shell."""
-    if environment is None:
-        command = f"{shlex.quote(sys.executable)} -I -S hepscale --task"
-    else:
-        store = '"${PWD%/*}/hepscale/unpacked"'
-        command = f"sh hepscale/stage0.sh environment layers {store} hepscale --task"
-    return f"{_CLOSE}; set -- {command}; {_LEAD}"
-
-
-def _versioned(source: Path, manager: Manager) -> Path:
-    """Return a name for an input that changes with it: a worker keeps it by its name."""
-    found = source.stat()
-    state = f"{source.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}"
-    name = hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    link = manager.folder / f"input-{name}"
-    with suppress(FileExistsError):
-        link.symlink_to(source.absolute())
-    return link
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split()[0].split(".")[:2])

@@ -1,0 +1,47 @@
+"""A frame file that grows, as an engine reads it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["MOST_BYTES", "Tail"]
+
+# one read hands over at most this much, so that memory stays bounded
+MOST_BYTES = 8 << 20
+
+
+class Tail:
+    """Reads a file from its beginning, again and again; it need not be there yet.
+
+    Attributes
+    ----------
+    offset
+        Number of bytes that were read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.offset = 0
+        self._path = path
+        self._stream = -1
+
+    def read(self) -> bytes:
+        """Return what was added since the last call, at most `MOST_BYTES` of it."""
+        if self._stream < 0:
+            with suppress(FileNotFoundError):
+                self._stream = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        if self._stream < 0:
+            return b""
+        data = os.pread(self._stream, MOST_BYTES, self.offset)
+        self.offset += len(data)
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream >= 0:
+            os.close(self._stream)
+            self._stream = -1

@@ -1,0 +1,186 @@
+"""Workers that are killed, stopped, or turned away in mid-run: every item is counted once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import crew as crews
+import packed
+import pytest
+import queues
+import support
+from crew import meanwhile
+
+import hepscale
+from hepscale import Workers
+from hepscale.config import load_settings
+from hepscale.executor.engines import manager as managers
+from hepscale.executor.engines.queue_open import library_protocol
+
+pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    hepscale.shutdown()
+    crews.nothing_runs()
+
+
+@pytest.fixture
+def crew(tmp_path):
+    return crews.Crew(tmp_path)
+
+
+# -- kill -9 ---------------------------------------------------------------------------------------
+
+
+def test_one_of_three_workers_is_killed(crew):
+    with meanwhile(lambda: crews.kill(crews.busy_workers(3)[1])):
+        crew.run(workers=Workers(count=3))
+    # at most what the killed one was at
+    assert sum(crew.times().values()) <= 60 + 8
+    assert len(crews.workers()) == 2
+
+
+def test_a_worker_is_killed_while_it_unpacks(crew):
+    with meanwhile(lambda: crews.kill(crews.begun_worker())):
+        crew.run(count=30)
+    assert len(crews.workers()) == 1
+
+
+def test_all_workers_are_killed_and_new_ones_come(crew):
+    started = []
+
+    def act():
+        for worker in crews.busy_workers(2):
+            crews.kill(worker)
+        started.append(crews.more(2))
+
+    try:
+        with meanwhile(act):
+            crew.run()
+    finally:
+        for one in started:
+            one.stop()
+
+
+def test_a_worker_is_killed_again_and_again(crew):
+    started = []
+
+    def act():
+        for _ in range(4):
+            crews.kill(crews.busy_workers(1)[0])
+            started.append(crews.more())
+            time.sleep(0.5)
+
+    try:
+        with meanwhile(act):
+            crew.run(count=100)
+    finally:
+        for one in started:
+            one.stop()
+
+
+# -- SIGSTOP ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_stopped_and_goes_on(crew, monkeypatch):
+    monkeypatch.setattr(managers, "_SILENT_S", 1)
+    monkeypatch.setattr(managers, "_ANSWER_S", 1)
+    stopped = []
+
+    def act():
+        stopped.append(crews.busy_workers(2)[0])
+        os.kill(stopped[0], signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(stopped[0], signal.SIGCONT)
+
+    with meanwhile(act):
+        crew.run(count=120)
+    # its tasks were given to the other one: it was away for longer than its manager waits
+    assert sum(crew.times().values()) > 120
+
+
+# -- who is not let in -----------------------------------------------------------------------------
+
+
+def test_a_worker_with_another_password_is_refused(crew, tmp_path, told):
+    wrong = tmp_path / "wrong"
+    wrong.touch(0o600)
+    wrong.write_text("wrong")
+    started = []
+
+    def act():
+        crews.busy_workers(1)
+        started.append(crews.more(password=wrong))
+
+    try:
+        with meanwhile(act):
+            crew.run(workers=Workers(), status=True)
+    finally:
+        started[0].stop()
+    said = [text for text in told() if "refused" in text]
+    assert said == ["A worker at 127.0.0.1 was refused: it has another password, or none."]
+
+
+def test_a_worker_of_another_protocol_is_told(crew, told):
+    protocol = library_protocol(load_settings())
+
+    def newer(data):
+        return data.replace(b"workqueue %d " % protocol, b"workqueue %d " % (protocol + 2))
+
+    started = []
+
+    def act():
+        crews.busy_workers(1)
+        started.append(crews.Relay(newer))
+        started.append(crews.more(at=started[0].address))
+
+    try:
+        with meanwhile(act):
+            crew.run(workers=Workers(), status=True)
+    finally:
+        for one in reversed(started):
+            one.stop()
+    said = [text for text in told() if "refused" in text]
+    about = f"it speaks protocol {protocol + 2}, and this process {protocol}"
+    assert said == [f"A worker at 127.0.0.1 was refused: {about}."]
+
+
+# -- ports and names -------------------------------------------------------------------------------
+
+
+def test_port_that_is_taken(crew):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(hepscale.EngineError, match=f"Port {port} is taken") as caught:
+            crew.run(port=port)
+    assert f"process {os.getpid()}: " in support.complete(caught.value).items[0]
+    assert crews.workers() == []
+    crew.run(count=5, port=port)
+
+
+def test_catalog_server_that_is_absent(crew, monkeypatch):
+    monkeypatch.setenv("CATALOG_HOST", "127.0.0.1")
+    monkeypatch.setenv("CATALOG_PORT", "1")
+    crew.run(count=20, name="no-catalog")
+
+
+# -- again -----------------------------------------------------------------------------------------
+
+
+def test_the_same_cell_twice_is_warm(crew):
+    def where(item):
+        return os.getppid(), sys.prefix, os.stat(sys.prefix).st_ctime_ns
+
+    one = Workers()
+    first, second = (
+        set(packed.calculate(where, engine="workqueue", workers=one)) for _ in range(2)
+    )
+    assert len(first) == 1
+    assert second == first
