@@ -176,8 +176,15 @@ class Faults:
         if not left:
             return left
         begun = running.over_wall or running.current
+        if event.status == "lost" and begun is None:
+            # it had not begun anything
+            return left
         culprit = next((chunk for chunk in left if chunk.key == begun), left[0])
         attempts = self._attempts[culprit.key] = self._attempts.get(culprit.key, 0) + 1
+        # workers come and go: only a chunk that loses worker after worker is to blame for that
+        allowed = self._job.retries
+        if event.status == "lost" and allowed:
+            allowed = max(allowed, policy.MOST_LOST)
         rest = [chunk for chunk in left if chunk is not culprit]
         tail = event.output_tail
         if running.over_wall:
@@ -187,7 +194,7 @@ class Faults:
             if not self._split(culprit):
                 limit = f"needs more than {self._job.resources.memory_mb} MB ({event.detail})"
                 self._give_up(culprit.key, "memory", limit, attempts, tail)
-        elif policy.may_try_again(attempts, self._job.retries):
+        elif policy.may_try_again(attempts, allowed):
             self._waiting.put_alone([culprit])
         else:
             detail = event.detail or "it left without a result"

@@ -43,6 +43,8 @@ MERGE_SHARE = 0.25
 STREAM_SHARE = 0.05
 # a task that streams at all writes a frame on its way and one at its end
 LEAST_TASK_FRAMES = 2
+# a chunk whose worker vanished so often is given up, if it may be tried again at all
+MOST_LOST = 20
 # a task that takes so many times as long as expected, and at least so long, gets a copy
 SLOW, LEAST_SLOW_S = 2.0, 5.0
 LEAST_FRAME_S, MOST_FRAME_S = 0.2, 60.0

@@ -236,7 +236,9 @@ class WorkQueueEngine:
             reason = ended.output.strip().splitlines()[-1]
         if not running.frames.offset:
             self._refused(ended, reason)
-        return TaskEnded(task_id, "lost", reason, output_tail=ended.output[-4096:])
+            return TaskEnded(task_id, "lost", reason, output_tail=ended.output[-4096:])
+        # the worker is there, but its forkserver is not
+        return TaskEnded(task_id, "died", reason, output_tail=ended.output[-4096:])
 
     def _broke_off(self, worker: str) -> None:
         """Take note of a worker that vanished before its task had begun; raise if all do."""
