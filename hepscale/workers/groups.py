@@ -171,11 +171,9 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
     # a process that was forked from this one may hold the other end of that pipe too
     process.terminate()
-    try:
+    # it may take longer to remove what its workers have unpacked: it does that without us
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _start_here(
@@ -237,6 +235,9 @@ def _stop_here(group: Group) -> None:
     for number, wait_s in ((signal.SIGTERM, _END_S), (signal.SIGKILL, 1.0)):
         running = [one for one in known if one.alive]
         lead = [one for one in running if one == group.supervisor]
+        if number == signal.SIGKILL:
+            # it still removes what its workers have unpacked
+            running = [one for one in running if one not in lead]
         for one in lead if number == signal.SIGTERM and lead else running:
             with suppress(ProcessLookupError):
                 os.kill(one.pid, number)
