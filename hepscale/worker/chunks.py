@@ -233,7 +233,8 @@ def run_task(folder: str) -> None:
     with open(os.path.join(folder, "task.json"), encoding="utf-8") as stream:
         spec = json.load(stream)
     emitter = _Emitter(os.path.join(folder, "frames"), spec)
-    emitter.emit(Kind.HELLO, pid=os.getpid(), python=sys.version.split()[0], code=spec["code"])
+    python, code = sys.version.split()[0], spec.get("code")
+    emitter.emit(Kind.HELLO, pid=os.getpid(), python=python, code=code)
     absent.enter_task()
     stopped, clock = _work(spec, folder, emitter)
     _note_modules(folder, set(sys.modules) - before)

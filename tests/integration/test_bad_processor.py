@@ -165,6 +165,9 @@ def test_leaves_a_daemon_behind(files, tmp_path):
             if os.fork() == 0:
                 (tmp_path / str(os.getpid())).touch()
                 time.sleep(1000)
+            # an orphan may be ended before it has told of itself
+            while not os.listdir(tmp_path):
+                time.sleep(0.01)
             os._exit(0)
         while not os.listdir(tmp_path):
             time.sleep(0.01)

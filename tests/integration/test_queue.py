@@ -23,6 +23,7 @@ from hepscale.executor.engines.queue import (
     QueueWorkerJoined,
     QueueWorkerLeft,
     QueueWorkerRefused,
+    apart,
 )
 from hepscale.executor.engines.queue_open import library_protocol, worker_version
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # what a task inherits includes its worker's connection, which must close with the worker
-ALONE = "exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-; "
 
 
 @pytest.fixture(params=bindings())
@@ -46,7 +46,7 @@ def lingering(site: Site, name: str = "pid") -> tuple[QueueTask, Path]:
     """A task that tells its pid, and stays."""
     here = site.folder / name
     output = QueueFile(here, "pid", watch=True)
-    command = ALONE + "echo $$ > pid; kill -CHLD $PPID; exec sleep 300"
+    command = apart("sh -c 'echo $$ > pid; kill -CHLD $PPID; exec sleep 300'")
     return QueueTask(command, outputs=(output,)), here
 
 

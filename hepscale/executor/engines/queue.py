@@ -20,7 +20,17 @@ __all__ = [
     "QueueWorkerJoined",
     "QueueWorkerLeft",
     "QueueWorkerRefused",
+    "apart",
 ]
+
+# a worker puts the task into a process group of its own, which it kills; should the task be faster,
+# it fails to, and waits for ever for the end of what it could not kill
+_LEAD = (
+    'read -r _ _ _ _ group _ </proc/$$/stat; [ "$group" = $$ ] && exec "$@"; '
+    'command -v setsid >/dev/null && exec setsid "$@"; exec "$@"'
+)
+# the socket of the worker must not stay open in what outlives it
+_CLOSE = "exec " + " ".join(f"{number}<&-" for number in range(3, 10))
 
 QueueEndStatus: TypeAlias = Literal[
     "done", "lost", "input_missing", "output_missing", "exhausted", "timeout", "failed"
@@ -227,3 +237,14 @@ class Queue(Protocol):
     def close(self) -> None:
         """Send all workers away and stop listening; may be called twice."""
         ...
+
+
+def apart(command: str) -> str:
+    """Return a shell command that runs a program so that its worker can end it and be seen to end.
+
+    Parameters
+    ----------
+    command
+        The program and its arguments, in the shell's quotes.
+    """
+    return f"{_CLOSE}; set -- {command}; {_LEAD}"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor.engines import task_folder, warm
-from hepscale.executor.engines.queue import QueueFile
+from hepscale.executor.engines.queue import QueueFile, apart
 from hepscale.worker import VERSION
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from hepscale.executor.task import InputFile, Task
 
 __all__ = ["Shipment", "command"]
-
-# a worker puts the task into a process group of its own, which it kills; should the task be faster,
-# it fails to, and waits for ever for the end of what it could not kill
-_LEAD = (
-    'read -r _ _ _ _ group _ </proc/$$/stat; [ "$group" = $$ ] && exec "$@"; '
-    'command -v setsid >/dev/null && exec setsid "$@"; exec "$@"'
-)
-# the socket of the worker must not stay open in what outlives it
-_CLOSE = "exec " + " ".join(f"{number}<&-" for number in range(3, 10))
 
 
 class Shipment:
@@ -139,4 +130,4 @@ def command(environment: Environment | None) -> str:
     else:
         store = '"${PWD%/*}/hepscale/unpacked"'
         run = f"sh hepscale/stage0.sh environment layers {store} hepscale --task $PPID"
-    return f"{_CLOSE}; set -- {run}; {_LEAD}"
+    return apart(run)
