@@ -8,12 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint unit system notebooks bench clean
+# the tests of faults mostly wait: they take their time beside the others
+MAKEFLAGS += --jobs=2
+
+.PHONY: demo test lint unit faults system notebooks bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
 
-test: lint unit notebooks
+test: unit lint faults notebooks
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -22,7 +25,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports --no-logo
 
 unit: system $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/faults $(PYTEST_ARGS)
+
+# workers that are killed, stopped, cut off, refused, out of room
+faults: system $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 # root's tests make a Debian chroot, try another shell and start Slurm; Work Queue's worker and C library
 # are for the workqueue engine
