@@ -20,6 +20,7 @@ from coffea.nanoevents import NanoAODSchema
 from benchmarks import watch
 from hepscale.demo_events import generate
 from hepscale.executor.coffea import HepScaleExecutor
+from hepscale.workers.api import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +59,19 @@ def _hepscale() -> Iterator[Any]:
     yield HepScaleExecutor(cores=CORES, status=False)
 
 
-PEERS = {"iterative": _iterative, "futures": _futures, "dask": _dask, "hepscale": _hepscale}
+@contextmanager
+def _workqueue() -> Iterator[Any]:
+    yield HepScaleExecutor(engine="workqueue", workers=_WORKERS, status=False)
+
+
+_WORKERS = Workers("local", cores=CORES)
+PEERS = {
+    "iterative": _iterative,
+    "futures": _futures,
+    "dask": _dask,
+    "hepscale": _hepscale,
+    "workqueue": _workqueue,
+}
 
 
 def zmumu(
@@ -109,6 +122,22 @@ def noop(chunks: int) -> dict[str, Any]:
         "first_frame_s": seen.first_frame_s(begun),
         "tasks": seen.tasks,
     }
+
+
+def noop_workers(chunks: int, workers: int) -> dict[str, Any]:
+    """Run chunks that do nothing on workers of Work Queue with one core each, cold and warm."""
+    # all of them are on this machine: each gets what is there for one
+    started = Workers("local", count=workers, memory_mb=500)
+    executor = HepScaleExecutor(engine="workqueue", workers=started, status=False)
+    seconds, shares = [], []
+    for _ in range(2):
+        cpu_s, begun = time.process_time(), time.perf_counter()
+        out, error = executor(list(range(chunks)), _nothing, None)
+        seconds.append(time.perf_counter() - begun)
+        shares.append((time.process_time() - cpu_s) / seconds[-1])
+        _check(error == 0 and out == {"chunks": chunks}, f"{out}, {error}")
+    executor.close()
+    return {"seconds": seconds, "manager_cpu_share": shares}
 
 
 def histograms(chunks: int, kind: str) -> dict[str, Any]:
@@ -167,5 +196,6 @@ def _check(holds: bool, what: str) -> None:
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "zmumu": zmumu,
     "noop": noop,
+    "noop_workers": noop_workers,
     "histograms": histograms,
 }

@@ -29,6 +29,8 @@ _MOST_STREAMING = 5.0
 _MOST_CHUNK_MS = 3.0
 _MOST_FIRST_FRAME_S = 0.5
 _MOST_GROWTH_MB = 150.0
+_MOST_REMOTE = 1.5
+_MOST_MANY_S, _MOST_BUSY = 90.0, 60.0
 
 
 def zmumu(rounds: Rounds, number: int, *, quick: bool, chunksize: int) -> list[Line]:
@@ -144,6 +146,58 @@ def noop(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     ]
 
 
+def workqueue(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
+    """Z to two muons on one worker of Work Queue, beside the local engine."""
+    generate(events=EVENTS, files=FILES)
+    for at in range(number):
+        print(f"Work Queue, round {at + 1} of {number}", file=sys.stderr)
+        for peer in in_turn(["hepscale", "workqueue"], at):
+            rounds.run(
+                f"{peer}, for Work Queue",
+                "zmumu",
+                peer=peer,
+                files=[EVENTS, FILES],
+                chunksize=50_000,
+                runs=3,
+                output=str(rounds.folder / peer),
+            )
+        different = differences(rounds.folder / "hepscale", rounds.folder / "workqueue")
+        if different:
+            sys.exit(f"workqueue and local differ: {'; '.join(different)}")
+    section = (
+        f"Work Queue, one worker of {_CORES} cores, {EVENTS // 50_000} chunks of 50,000 events"
+    )
+    ours, local = "workqueue, for Work Queue", "hepscale, for Work Queue"
+
+    def seconds(run: int) -> Spread:
+        return rounds.spread(ours, lambda one: one["seconds"][run])
+
+    return [
+        Line(section, "warm run / local", "", rounds.ratio((ours, 2), (local, 2)), _MOST_REMOTE),
+        Line(section, "first run, with unpacking and import", "s", seconds(0)),
+        Line(section, "warm run", "s", seconds(2)),
+    ]
+
+
+def many_workers(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
+    """Chunks that do nothing on fifty workers of Work Queue, all on this machine."""
+    chunks, workers = (1_000, 5) if quick else (10_000, 50)
+    rounds.run("many workers", "noop_workers", chunks=chunks, workers=workers)
+    section = f"{chunks:,} chunks that do nothing, {workers} workers with one core each here"
+
+    def line(
+        label: str, unit: str, key: str, run: int, factor: float, target: float | None
+    ) -> Line:
+        spread = rounds.spread("many workers", lambda one: factor * one[key][run])
+        return Line(section, label, unit, spread, target)
+
+    return [
+        line("warm", "s", "seconds", 1, 1.0, _MOST_MANY_S),
+        line("warm: the manager's use of a core", "%", "manager_cpu_share", 1, 100.0, _MOST_BUSY),
+        line("cold: each worker unpacks and imports", "s", "seconds", 0, 1.0, None),
+    ]
+
+
 def histograms(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     """Chunks that each return a histogram of 5 MB."""
     chunks = 400 if quick else 2_000
@@ -187,4 +241,6 @@ SECTIONS: dict[str, Callable[..., list[Line]]] = {
     "noop": noop,
     "histograms": histograms,
     "environment": environment,
+    "workqueue": workqueue,
+    "many-workers": many_workers,
 }
