@@ -118,8 +118,10 @@ def test_metrics(sample):
     (want, before), (got, metrics) = both(sample, analysis.Everything(), savemetrics=True)
     analysis.same(want, got)
     assert metrics.keys() == before.keys()
-    for name in ("entries", "columns", "chunks"):
+    for name in ("entries", "chunks"):
         assert metrics[name] == before[name], name
+    # coffea has them from a set
+    assert sorted(metrics["columns"]) == sorted(before["columns"])
     assert metrics["entries"] == EVENTS
     assert metrics["bytesread"] == before["bytesread"] > 0
     assert metrics["processtime"] > 0
