@@ -90,9 +90,13 @@ def meanwhile(act: Callable[[], Any]) -> Iterator[None]:
 
 
 def workers() -> list[int]:
-    """Return the workers that run."""
+    """Return the workers that run; not one that is only asked for its version."""
     found = support.processes().items()
-    return sorted(pid for pid, text in found if "work_queue_worker" in text.partition(" ")[0])
+    return sorted(
+        pid
+        for pid, text in found
+        if "work_queue_worker" in text.partition(" ")[0] and " --password " in text
+    )
 
 
 def members(worker: int) -> dict[int, str]:
