@@ -21,18 +21,6 @@ from hepscale import Workers
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    yield
-    hepscale.shutdown()
-    crews.nothing_runs()
-
-
-@pytest.fixture
-def crew(tmp_path):
-    return crews.Crew(tmp_path)
-
-
 # -- the end of the manager ------------------------------------------------------------------------
 
 # a script that is seen to import it would have all packed that it imports

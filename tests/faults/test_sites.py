@@ -27,18 +27,6 @@ from hepscale.executor.engines import manager as managers
 pytestmark = [queues.needs_worker, pytest.mark.root, pytest.mark.usefixtures("few")]
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    yield
-    hepscale.shutdown()
-    crews.nothing_runs()
-
-
-@pytest.fixture
-def crew(tmp_path):
-    return crews.Crew(tmp_path)
-
-
 def test_a_slurm_job_is_cancelled(crew, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, slurm.running(Path(folder)) as here:
         monkeypatch.setenv("SLURM_CONF", str(here.config))

@@ -24,18 +24,6 @@ from hepscale.executor.engines.queue_open import library_protocol
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    yield
-    hepscale.shutdown()
-    crews.nothing_runs()
-
-
-@pytest.fixture
-def crew(tmp_path):
-    return crews.Crew(tmp_path)
-
-
 # -- kill -9 ---------------------------------------------------------------------------------------
 
 

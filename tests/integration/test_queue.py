@@ -25,7 +25,8 @@ from hepscale.executor.engines.queue import (
     QueueWorkerRefused,
     apart,
 )
-from hepscale.executor.engines.queue_open import library_protocol, worker_version
+from hepscale.executor.engines.queue_open import library_protocol
+from hepscale.workers.version import worker_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,7 +261,7 @@ def test_project_name_without_a_catalog_server(tmp_path: Path) -> None:
 def test_versions_agree() -> None:
     worker = worker_version()
     assert worker.protocol == library_protocol(load_settings())
-    assert worker.path.endswith("work_queue_worker")
+    assert str(worker.path).endswith("work_queue_worker")
 
 
 def test_worker_that_says_nothing(tmp_path: Path) -> None:
@@ -270,10 +271,10 @@ def test_worker_that_says_nothing(tmp_path: Path) -> None:
         "socket.create_connection((sys.argv[-2], int(sys.argv[-1])))\n"
     )
     mute.chmod(0o755)
-    with pytest.raises(EngineError, match="does not introduce itself"):
-        worker_version(str(mute))
-    with pytest.raises(EngineError, match="was not found"):
-        worker_version(str(tmp_path / "absent"))
+    with pytest.raises(EngineError, match="does not run on this machine"):
+        worker_version(mute)
+    with pytest.raises(EngineError, match="does not run on this machine"):
+        worker_version(tmp_path / "absent")
 
 
 WAITS = """

@@ -1,14 +1,12 @@
-"""Which Work Queue is here: opens a queue with the best binding, and tells versions."""
+"""Which Work Queue is here: opens a queue with the best binding, and tells its protocol."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +19,9 @@ from hepscale.executor.engines.queue_log import PROTOCOLS
 if TYPE_CHECKING:
     from hepscale.config import Settings
 
-__all__ = ["WorkerVersion", "library_protocol", "open_queue", "worker_version"]
+__all__ = ["library_protocol", "open_queue"]
 
 _PATIENCE_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerVersion:
-    """A worker program: the protocol that it speaks, and the release of cctools that it is of."""
-
-    path: str
-    protocol: int
-    release: str
 
 
 def open_queue(options: QueueOptions, settings: Settings) -> Queue:
@@ -48,50 +37,6 @@ def open_queue(options: QueueOptions, settings: Settings) -> Queue:
 
         return NdcctoolsQueue(options)
     return CffiQueue(options, settings)
-
-
-def worker_version(program: str = "work_queue_worker") -> WorkerVersion:
-    """Start a worker, let it introduce itself, and end it; about 0.1 s.
-
-    Raises
-    ------
-    EngineError
-        If there is no such program, or if it says nothing.
-    """
-    path = shutil.which(program)
-    if path is None:
-        raise EngineError(
-            f"The worker program {program} was not found.",
-            fix="apt-get install coop-computing-tools, or conda install -c conda-forge ndcctools",
-        )
-    with socket.socket() as server, tempfile.TemporaryDirectory() as folder:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        server.settimeout(_PATIENCE_S)
-        address = ["127.0.0.1", str(server.getsockname()[1])]
-        process = subprocess.Popen(
-            [path, "--single-shot", "--cores", "1", "--workdir", folder, *address],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            connection, _ = server.accept()
-            with connection, connection.makefile("rb") as stream:
-                connection.settimeout(_PATIENCE_S)
-                words = stream.readline().decode(errors="replace").split()
-        except OSError:
-            words = []
-        finally:
-            process.kill()
-            process.wait()
-    if len(words) != 6 or words[0] != "workqueue":
-        raise EngineError(
-            f"The worker program {path} does not introduce itself.",
-            items=[" ".join(words)] if words else [],
-            fix=f"{path} --version",
-        )
-    return WorkerVersion(path, int(words[1]), words[5])
 
 
 def library_protocol(settings: Settings) -> int:
