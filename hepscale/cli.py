@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from hepscale.env.environment import Packed
+
 __all__ = ["main"]
 
 _INTERRUPTED = 130
@@ -247,23 +249,18 @@ def env_pack(
             exclude_packages=exclude,
             tell=tell,
         )
-    _say_missing(file, python, extra, exclude)
+    _say_missing(file, packed)
     what = f"{len(packed.spec.distributions) - 1} distributions, Python {packed.spec.python}"
     size = f"{packed.size_bytes / 1e6:.1f} MB, {packed.unpacked_bytes / 1e6:.0f} MB unpacked"
     click.echo(f"{packed.path}: {size}; {what}{' (unchanged)' if packed.unchanged else ''}")
 
 
-def _say_missing(
-    file: Path, python: str | None, extra: tuple[str, ...], exclude: tuple[str, ...]
-) -> None:
+def _say_missing(file: Path, packed: Packed) -> None:
     """Warn of what an environment was made without."""
-    from hepscale.env.api import analyze
-
-    found = analyze(file, python=python, extra_packages=extra, exclude_packages=exclude)
-    names = [one.name for one in found.missing if one.how == "sure"]
-    if names or found.notes:
+    names = [one.name for one in packed.missing if one.how == "sure"]
+    if names or packed.notes:
         what = [f"not found: {', '.join(names)}"] if names else []
-        what += [f"other things to know: {len(found.notes)}"] if found.notes else []
+        what += [f"other things to know: {len(packed.notes)}"] if packed.notes else []
         click.echo(
             f"{click.style('Warning:', fg='yellow', bold=True)} {'; '.join(what)}. "
             f"hepscale env analyze {file} has the lines.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,4 +150,5 @@ def pack(
         file, python=python, extra_packages=extra_packages, exclude_packages=exclude_packages
     )
     options = () if tell is None else (tell,)
-    return environment.write(planned(found), store(), Path(output), form, closure, *options)
+    packed = environment.write(planned(found), store(), Path(output), form, closure, *options)
+    return replace(packed, missing=found.missing, notes=found.notes)

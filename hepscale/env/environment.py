@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from hepscale.env.plan import Part, Plan
+    from hepscale.env.resolve import Missing
     from hepscale.env.store import Layer, Store
+    from hepscale.env.units import Note
 
     # is told what is packed, how many bytes of it are done and how many there are
     Tell: TypeAlias = Callable[[str, int, int], None]
@@ -95,6 +97,8 @@ class Packed:
         Whether it was there already, with the same content.
     spec
         What is in it.
+    missing, notes
+        What the analysis imports and nobody has installed, and other things to know.
     """
 
     path: Path
@@ -104,6 +108,8 @@ class Packed:
     files: int
     unchanged: bool
     spec: Spec
+    missing: tuple[Missing, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def _silent(label: str, done: int, total: int) -> None:
