@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "MICRO",
     "Queue",
     "QueueEnded",
     "QueueEvent",
@@ -32,6 +33,8 @@ _LEAD = (
 # the socket of the worker must not stay open in what outlives it
 _CLOSE = "exec " + " ".join(f"{number}<&-" for number in range(3, 10))
 
+# the library counts time in microseconds
+MICRO = 1e-6
 QueueEndStatus: TypeAlias = Literal[
     "done", "lost", "input_missing", "output_missing", "exhausted", "timeout", "failed"
 ]
@@ -133,6 +136,25 @@ class QueueStats:
     cores: int
     polling_s: float
     busy_s: float
+
+    @classmethod
+    def of(cls, stats: Any) -> QueueStats:
+        """Return what the library's own record says, by whichever binding it came."""
+        busy = stats.time_send + stats.time_receive + stats.time_status_msgs + stats.time_internal
+        return cls(
+            workers_connected=stats.workers_connected,
+            workers_joined=stats.workers_joined,
+            workers_removed=stats.workers_removed,
+            workers_busy=stats.workers_busy,
+            tasks_waiting=stats.tasks_waiting,
+            tasks_running=stats.tasks_running,
+            tasks_dispatched=stats.tasks_dispatched,
+            sent_bytes=stats.bytes_sent,
+            received_bytes=stats.bytes_received,
+            cores=stats.total_cores,
+            polling_s=stats.time_polling * MICRO,
+            busy_s=busy * MICRO,
+        )
 
 
 @dataclass(frozen=True, slots=True)

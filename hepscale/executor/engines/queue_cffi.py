@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hepscale.errors import EngineError
 from hepscale.executor.engines import queue_build
 from hepscale.executor.engines.queue import (
+    MICRO,
     RESULTS,
     Queue,
     QueueEnded,
@@ -29,7 +30,6 @@ __all__ = ["CffiQueue"]
 
 _INPUT, _OUTPUT = 0, 1
 _CACHE, _WATCH, _FAILURE_ONLY = 1, 16, 32
-_MICRO = 1e-6
 
 
 class CffiQueue(Queue):
@@ -115,21 +115,7 @@ class CffiQueue(Queue):
         """Return the counters."""
         stats = self._ffi.new("struct work_queue_stats *")
         self._lib.work_queue_get_stats(self._open(), stats)
-        busy = stats.time_send + stats.time_receive + stats.time_status_msgs + stats.time_internal
-        return QueueStats(
-            workers_connected=stats.workers_connected,
-            workers_joined=stats.workers_joined,
-            workers_removed=stats.workers_removed,
-            workers_busy=stats.workers_busy,
-            tasks_waiting=stats.tasks_waiting,
-            tasks_running=stats.tasks_running,
-            tasks_dispatched=stats.tasks_dispatched,
-            sent_bytes=stats.bytes_sent,
-            received_bytes=stats.bytes_received,
-            cores=stats.total_cores,
-            polling_s=stats.time_polling * _MICRO,
-            busy_s=busy * _MICRO,
-        )
+        return QueueStats.of(stats)
 
     def close(self) -> None:
         """Send all workers away and stop listening."""
@@ -178,7 +164,7 @@ class CffiQueue(Queue):
             output=text(task.output),
             host=text(task.hostname),
             worker=text(task.host),
-            wall_s=task.time_workers_execute_last * _MICRO,
+            wall_s=task.time_workers_execute_last * MICRO,
             sent_bytes=task.bytes_sent,
             received_bytes=task.bytes_received,
         )

@@ -10,6 +10,7 @@ from ndcctools import work_queue
 
 from hepscale.errors import EngineError
 from hepscale.executor.engines.queue import (
+    MICRO,
     RESULTS,
     Queue,
     QueueEnded,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["NdcctoolsQueue"]
-
-_MICRO = 1e-6
 
 
 class NdcctoolsQueue(Queue):
@@ -105,7 +104,7 @@ class NdcctoolsQueue(Queue):
             output=task.output or "",
             host=task.hostname or "",
             worker=task.host or "",
-            wall_s=task.cmd_execution_time * _MICRO,
+            wall_s=task.cmd_execution_time * MICRO,
             sent_bytes=task.total_bytes_sent,
             received_bytes=task.total_bytes_received,
         )
@@ -120,22 +119,7 @@ class NdcctoolsQueue(Queue):
 
     def stats(self) -> QueueStats:
         """Return the counters."""
-        stats = self._open().stats
-        busy = stats.time_send + stats.time_receive + stats.time_status_msgs + stats.time_internal
-        return QueueStats(
-            workers_connected=stats.workers_connected,
-            workers_joined=stats.workers_joined,
-            workers_removed=stats.workers_removed,
-            workers_busy=stats.workers_busy,
-            tasks_waiting=stats.tasks_waiting,
-            tasks_running=stats.tasks_running,
-            tasks_dispatched=stats.tasks_dispatched,
-            sent_bytes=stats.bytes_sent,
-            received_bytes=stats.bytes_received,
-            cores=stats.total_cores,
-            polling_s=stats.time_polling * _MICRO,
-            busy_s=busy * _MICRO,
-        )
+        return QueueStats.of(self._open().stats)
 
     def close(self) -> None:
         """Send all workers away and stop listening."""
