@@ -60,7 +60,7 @@ main.add_command(workers)
 @click.option("--cores", type=int, help="Worker processes; by default one for each core.")
 @click.option(
     "--engine",
-    type=click.Choice(["local", "workqueue"]),
+    type=click.Choice(["local", "workqueue", "taskvine"]),
     help="Who runs the chunks; by default what the settings say.",
 )
 @click.option("--seed", type=int, help="The same seed gives the same events.")

@@ -21,7 +21,7 @@ from hepscale.config import resolve
 from hepscale.errors import ConfigError, HepScaleError
 from hepscale.executor.engines.machine import memory_limit_bytes, usable_cores
 from hepscale.executor.engines.queue_open import library_protocol
-from hepscale.workers.version import check_protocol, worker_version
+from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
 __all__ = ["Check", "Status", "check_all"]
 
@@ -71,7 +71,8 @@ def check_all() -> list[Check]:
         _check_terminal(),
         Check("local engine", "ok", "worker processes on this machine"),
         _check_packing(),
-        _check_workqueue(),
+        _check_engine("Work Queue", "workqueue"),
+        *([_check_engine("TaskVine", "taskvine")] if find_spec("ndcctools") else []),
         _check_ndcctools(),
         _check_xrootd(),
     ]
@@ -227,14 +228,11 @@ def _check_packing() -> Check:
     return Check("packing", "ok", ", ".join(f"{n} {version}" for n, version in versions.items()))
 
 
-def _check_workqueue() -> Check:
-    name = "Work Queue"
+def _check_engine(name: str, engine: str) -> Check:
     try:
-        worker = worker_version()
+        worker = worker_version(find_worker(PROGRAMS[engine]))
         text = f"{worker.path}, version {worker.release}, protocol {worker.protocol}"
-        if find_spec("ndcctools") is None:
-            # Debian's library; that of ndcctools comes with its own worker
-            check_protocol(worker, library_protocol(resolve().settings))
+        check_protocol(worker, library_protocol(resolve().settings, engine))
     except HepScaleError as error:
         fact = " ".join([error.fact, *error.items])
         return Check(name, "warn", f"{fact} Needed for clusters only.", error.fix)

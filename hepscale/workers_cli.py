@@ -14,7 +14,7 @@ _BATCH = ("local", "slurm", "condor", "sge", "pbs", "torque")
 
 @click.group()
 def workers() -> None:
-    """Start, list and stop workers of Work Queue."""
+    """Start, list and stop workers of Work Queue or TaskVine."""
 
 
 @workers.command("start")
@@ -32,6 +32,13 @@ def workers() -> None:
 )
 @click.option("--password", type=click.Path(path_type=Path), help="File with the password.")
 @click.option("--ssl", is_flag=True, help="The manager speaks TLS.")
+@click.option(
+    "--engine",
+    type=click.Choice(["workqueue", "taskvine"]),
+    default="workqueue",
+    show_default=True,
+    help="Whose workers.",
+)
 @click.option("--workdir", type=click.Path(path_type=Path), help="Folder for the workers' files.")
 @click.option("--idle", type=click.IntRange(1), default=900, show_default=True, metavar="S",
               help="Seconds without work after which a worker ends.")  # fmt: skip
@@ -47,6 +54,7 @@ def start(
     setup: tuple[str, ...],
     password: Path | None,
     ssl: bool,
+    engine: str,
     workdir: Path | None,
     idle: int,
     dry_run: bool,
@@ -61,6 +69,7 @@ def start(
     from hepscale.workers import groups, systems
     from hepscale.workers.api import Workers
     from hepscale.workers.plan import BatchName, describe
+    from hepscale.workers.version import PROGRAMS
 
     described = Workers(
         cast("BatchName", batch),
@@ -74,7 +83,8 @@ def start(
         idle_s=idle,
     )
     settings = load_settings()
-    plan = described.plan(address, password, ssl=ssl, settings=settings)
+    program = PROGRAMS[engine]
+    plan = described.plan(address, password, ssl=ssl, program=program, settings=settings)
     if dry_run:
         click.echo(describe(plan, systems.submit_command(plan.batch)), nl=False)
         return

@@ -23,6 +23,7 @@ from hepscale.executor.engines.queue import (
     QueueWorkerJoined,
 )
 from hepscale.executor.engines.queue_cffi import CffiQueue
+from hepscale.executor.engines.queue_open import open_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,23 +51,25 @@ class Site:
     def open(self, **options: object) -> Queue:
         (self.folder / "queue").mkdir(exist_ok=True)
         self.options = QueueOptions(self.folder / "queue", **options)  # type: ignore[arg-type]
-        if self.binding == "ndcctools":
-            from hepscale.executor.engines.queue_ndcctools import NdcctoolsQueue
-
-            self.queue = NdcctoolsQueue(self.options)
-        else:
+        if self.binding == "cffi":
             self.queue = CffiQueue(self.options, load_settings())
+        else:
+            engine = "taskvine" if self.binding == "taskvine" else "workqueue"
+            self.queue = open_queue(self.options, load_settings(), engine)
         return self.queue
 
     def worker(self, *options: str, joins: bool = True) -> subprocess.Popen[bytes]:
         """Start a worker of one core, and wait until it has joined."""
         before = len(self.of(QueueWorkerJoined))
-        secure = ["--ssl"] if self.binding == "ndcctools" else []
-        place = ["--workdir", str(self.folder), "127.0.0.1", str(self.queue.port)]
-        command = ["work_queue_worker", "--single-shot", "--cores", "1", "-t", "60"]
+        secure = ["--ssl"] if self.queue.ssl else []
+        place = ["127.0.0.1", str(self.queue.port)]
+        command = [self.queue.worker, "--single-shot", "--cores", "1", "-t", "60"]
         with open(self.folder / f"worker-{len(self.workers)}.log", "wb") as said:
             process = subprocess.Popen(
-                [*command, *secure, *options, *place], stdout=said, stderr=said
+                [*command, *secure, *options, *place],
+                stdout=said,
+                stderr=said,
+                env={**os.environ, "TMPDIR": str(self.folder)},
             )
         self.workers.append(process)
         if joins:
@@ -108,15 +111,22 @@ class Site:
                 process.wait()
 
 
-def bindings() -> list[object]:
-    """Both bindings; what is not installed is skipped."""
+def where_installed(*names: str) -> list[object]:
+    """Parameters for what needs ndcctools, skipped where it is not.
+
+    No environment of pip's can have it: a run in which nothing may be skipped is without.
+    """
     absent = importlib.util.find_spec("ndcctools") is None
-    cffi = pytest.param("cffi", marks=needs_worker)
     if absent and os.environ.get("HEPSCALE_TEST_STRICT"):
-        # no environment of pip's can have it, so a run in which nothing is skipped is without it
-        return [cffi]
+        return []
     skip = pytest.mark.skipif(absent, reason="conda install -c conda-forge ndcctools")
-    return [cffi, pytest.param("ndcctools", marks=skip)]
+    return [pytest.param(name, marks=skip) for name in names]
+
+
+def bindings() -> list[object]:
+    """All bindings; what is not installed is skipped."""
+    cffi = pytest.param("cffi", marks=needs_worker)
+    return [cffi, *where_installed("ndcctools", "taskvine")]
 
 
 def alive(pid: int) -> bool:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from hepscale.errors import ChunksFailed, MergeFailed, RunError, RunInterrupted, also_as
+from hepscale.errors import (
+    ChunksFailed,
+    MergeFailed,
+    PayloadError,
+    RunError,
+    RunInterrupted,
+    also_as,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +21,7 @@ if TYPE_CHECKING:
     from hepscale.executor.job import Outcome
     from hepscale.executor.task import ChunkFailure
 
-__all__ = ["error_for"]
+__all__ = ["error_for", "nested_run", "refuse_in_task"]
 
 
 class _Known(NamedTuple):
@@ -110,6 +118,27 @@ _BY_KIND = {
         "run process() on this chunk alone; hepscale doctor shows the memory that there is",
     ),
 }
+
+
+def refuse_in_task() -> None:
+    """Refuse to start a run inside a task: each of its tasks would start another, without end.
+
+    Raises
+    ------
+    PayloadError
+        This process is a task.
+    """
+    if os.environ.get("HEPSCALE_TASK"):
+        raise nested_run("This is a task of a run, and starts another run.")
+
+
+def nested_run(fact: str) -> PayloadError:
+    """Return the error for a run that is started where the analysis is imported."""
+    return PayloadError(
+        fact,
+        cause="a module that the analysis imports starts a run when it is imported",
+        fix='put the lines that start the run under  if __name__ == "__main__":',
+    )
 
 
 def error_for(

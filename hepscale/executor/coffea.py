@@ -189,6 +189,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         PayloadError, EngineError, RunDirectoryError
             If the run could not begin, or could not go on and nothing was counted.
         """
+        advice.refuse_in_task()
         items = list(items)
         if not items:
             return accumulator, 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import InputError, PayloadError
-from hepscale.executor import failures, policy
+from hepscale.executor import advice, failures, policy
 from hepscale.executor.task import (
     Chunk,
     ChunkFailed,
@@ -48,6 +48,19 @@ def _refuse_unseen(chunk: Chunk, exceptions: Iterable[Mapping[str, Any]]) -> Non
             cause="an absolute path is read where the worker is, and its machine has no such file",
             fix="give a relative path, which is sent, a URL, or a folder that all machines share",
         )
+
+
+def _refuse_nested(exceptions: Iterable[Mapping[str, Any]]) -> None:
+    """End the run where a task would have started another one.
+
+    Raises
+    ------
+    PayloadError
+        So it is.
+    """
+    # nothing else that a task runs raises it
+    if any(one["type"] == PayloadError.__name__ for one in exceptions):
+        raise advice.nested_run("The analysis starts a run when it is loaded on a worker.")
 
 
 class Faults:
@@ -111,6 +124,7 @@ class Faults:
             A worker does not see a file of this machine.
         """
         chunk = self._ledger.chunks[key]
+        _refuse_nested(frame.meta["exceptions"])
         if self._job.elsewhere:
             _refuse_unseen(chunk, frame.meta["exceptions"])
         failure = failures.from_frame(
@@ -132,6 +146,7 @@ class Faults:
             Always.
         """
         told = meta["exceptions"][0]
+        _refuse_nested(meta["exceptions"])
         missing = told["type"] == "ModuleNotFoundError"
         raise PayloadError(
             "The analysis cannot be loaded on a worker.",

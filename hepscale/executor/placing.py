@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "default_environment", "engine_for", "shutdown", "warnings"]
 
-_ENGINES = ("local", "workqueue")
+_ENGINES = ("local", "workqueue", "taskvine")
 
 
 def check(name: str, workers: Workers | None) -> None:
@@ -51,7 +51,7 @@ def check(name: str, workers: Workers | None) -> None:
         raise ConfigError(
             "The engine 'local' starts its own workers.",
             items=[repr(workers)],
-            cause="Workers are for Work Queue",
+            cause="Workers are for Work Queue and TaskVine",
             fix='HepScaleExecutor(engine="workqueue", workers=...), or HepScaleExecutor(cores=...)',
         )
 
@@ -91,7 +91,8 @@ def engine_for(
 
     if workers is None and settings.workers.count:
         workers = _workers(settings.workers)
-    listening = Listening(settings.name or "", settings.port, settings.password_file, workers)
+    where = (settings.name or "", settings.port, settings.password_file)
+    listening = Listening(settings.engine, *where, workers)
     proofs = {one.variable: one.path for one in _credentials(settings)}
     return WorkQueueEngine(listening, settings, preload, proofs)
 

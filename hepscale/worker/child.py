@@ -43,7 +43,8 @@ def become_task(request: dict[str, Any], parent: int) -> None:
         environ = json.load(stream)
     os.makedirs("tmp", exist_ok=True)
     os.environ.clear()
-    os.environ.update(environ, TMPDIR=os.path.abspath("tmp"))
+    # the latter tells what is imported here that it must not start a run of its own
+    os.environ.update(environ, TMPDIR=os.path.abspath("tmp"), HEPSCALE_TASK=spec["task"])
     if spec["code"]:
         sys.path.insert(0, spec["code"])
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""`Workers`: a description of Work Queue workers that can be started and stopped."""
+"""`Workers`: a description of workers that can be started and stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hepscale.config import Settings, load_settings
 from hepscale.errors import ConfigError, EngineError
 from hepscale.workers import groups
 from hepscale.workers.plan import BATCH_SYSTEMS, BatchName, Plan, parse_address
-from hepscale.workers.version import check_protocol, find_worker, worker_version
+from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,7 +49,7 @@ class _Started:
 
 @dataclass(frozen=True, eq=False)
 class Workers:
-    """Workers of Work Queue, described; they run from `start` to `stop`.
+    """Workers of Work Queue or TaskVine, described; they run from `start` to `stop`.
 
     They belong to the process that has started them, and end with it: those of this machine within
     seconds, however it ended; those of a batch system a minute after their manager has gone.
@@ -141,6 +141,7 @@ class Workers:
         password_file: str | os.PathLike[str] | None = None,
         *,
         ssl: bool = False,
+        program: str = PROGRAMS["workqueue"],
         settings: Settings | None = None,
     ) -> Plan:
         """Return what `start` would start; nothing is written.
@@ -153,6 +154,8 @@ class Workers:
             What it asks for; None: nothing.
         ssl
             Whether it speaks TLS.
+        program
+            The worker's, of Work Queue or TaskVine.
         settings
             Where scratch folders and records go; None: those of this process.
 
@@ -166,7 +169,7 @@ class Workers:
         settings = settings or load_settings()
         parsed = parse_address(address)
         password = None if password_file is None else _checked_password(Path(password_file))
-        binary = find_worker()
+        binary = find_worker(program)
         workdir = None if self.workdir is None else Path(self.workdir).expanduser().absolute()
         local = self.batch == "local"
         used = (workdir or settings.scratch_dir) if local else workdir
@@ -200,6 +203,7 @@ class Workers:
         *,
         ssl: bool = False,
         protocol: int | None = None,
+        program: str = PROGRAMS["workqueue"],
         settings: Settings | None = None,
     ) -> None:
         """Start the workers; returns when they are started or queued, before they are connected.
@@ -213,7 +217,9 @@ class Workers:
         ssl
             Whether it speaks TLS.
         protocol
-            Version of Work Queue's protocol that it speaks; None: not checked.
+            Version of its protocol; None: not checked.
+        program
+            The worker's, of Work Queue or TaskVine.
         settings
             Where scratch folders and records go; None: those of this process.
 
@@ -235,7 +241,7 @@ class Workers:
                 fix="stop() them first, or make another Workers(...)",
             )
         settings = settings or load_settings()
-        plan = self.plan(address, password_file, ssl=ssl, settings=settings)
+        plan = self.plan(address, password_file, ssl=ssl, program=program, settings=settings)
         if protocol is not None:
             check_protocol(worker_version(plan.binary), protocol)
         groups.sweep(settings)
@@ -305,7 +311,7 @@ def _check_workdir(path: Path) -> None:
     # it hands its folder to a shell without quotes
     if not re.fullmatch(r"[\w./@%+=:,-]+", str(path)):
         raise ConfigError(
-            "work_queue_worker cannot work in a folder of this name.",
+            "Workers cannot work in a folder of this name.",
             items=[str(path)],
             cause="it has a space or another character that a shell does not take as it is",
             fix="choose another with workdir=..., or export HEPSCALE_SCRATCH_DIR=<folder>",

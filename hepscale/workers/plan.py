@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from hepscale.errors import ConfigError
+from hepscale.workers.version import PROGRAMS
 
 __all__ = [
     "BATCH_SYSTEMS",
@@ -141,10 +142,14 @@ def worker_command(plan: Plan) -> list[str]:
     """Return the command that runs one worker, where the manager's files are readable."""
     # of this machine: in a folder of its own, in which it is started
     workdir = Path() if plan.batch == "local" else plan.workdir
+    # there --workdir names the worker's own folder, and not the one that it goes into
+    vine = plan.binary.name == PROGRAMS["taskvine"]
+    place = [] if workdir is None else ["--workdir", str(workdir)]
     return [
+        *(["env", f"CCTOOLS_TEMP={workdir}"] if vine and place else []),
         str(plan.binary),
         *_options(plan),
-        *(("--workdir", str(workdir)) if workdir is not None else ()),
+        *([] if vine else place),
         *(("--password", str(plan.password_file)) if plan.password_file else ()),
         *_manager(plan),
     ]
@@ -321,10 +326,12 @@ def _condor_run(plan: Plan) -> list[str]:
     password = [shlex.quote(f"./{plan.password_file.name}")] if plan.password_file else []
     binary = f"./{shlex.quote(plan.binary.name)}"
     workdir = shlex.quote(str(plan.workdir)) if plan.workdir else '"$PWD"'
+    vine = plan.binary.name == PROGRAMS["taskvine"]
     words = [
+        *([f"env CCTOOLS_TEMP={workdir}"] if vine else []),
         binary,
         shlex.join(_options(plan)),
-        f"--workdir {workdir}",
+        *([] if vine else [f"--workdir {workdir}"]),
         *(f"--password {one}" for one in password),
         shlex.join(_manager(plan)),
     ]

@@ -1,7 +1,8 @@
-"""Which `work_queue_worker` there is, and which protocol it speaks."""
+"""Which worker program there is, and which protocol it speaks."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -13,11 +14,16 @@ from pathlib import Path
 
 from hepscale.errors import EngineError
 
-__all__ = ["WorkerVersion", "check_protocol", "find_worker", "worker_version"]
+__all__ = ["PROGRAMS", "WorkerVersion", "check_protocol", "find_worker", "worker_version"]
 
-BINARY = "work_queue_worker"
+# the programs of workers, by their engines
+PROGRAMS = {"workqueue": "work_queue_worker", "taskvine": "vine_worker"}
 _HANDSHAKE_S = 20.0
-_INSTALL = "apt-get install coop-computing-tools, or conda install -c conda-forge ndcctools"
+_INSTALL = {
+    "work_queue_worker": "apt-get install coop-computing-tools, "
+    "or conda install -c conda-forge ndcctools",
+    "vine_worker": "conda install -c conda-forge ndcctools",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +45,25 @@ class WorkerVersion:
     protocol: int
 
 
-def find_worker() -> Path:
-    """Return where the worker program is.
+def find_worker(program: str = PROGRAMS["workqueue"]) -> Path:
+    """Return where a worker program is.
+
+    Parameters
+    ----------
+    program
+        One of `PROGRAMS`.
 
     Raises
     ------
     EngineError
         If it is not on PATH.
     """
-    found = shutil.which(BINARY)
+    found = shutil.which(program)
     if found is None:
         raise EngineError(
-            f"{BINARY} was not found on PATH.",
-            cause="Work Queue is not installed, or its environment is not activated",
-            fix=_INSTALL,
+            f"{program} was not found on PATH.",
+            cause="it is not installed, or its environment is not activated",
+            fix=_INSTALL[program],
         )
     return Path(found).absolute()
 
@@ -83,7 +94,7 @@ def worker_version(path: Path | None = None) -> WorkerVersion:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _does_not_run(path, str(error)) from None
     release = re.search(r"version (\S+)", said)
-    protocol = re.match(rb"workqueue (\d+) ", hello)
+    protocol = re.match(rb"(?:workqueue|taskvine) (\d+) ", hello)
     if release is None or protocol is None:
         raise _does_not_run(path, (hello.decode(errors="replace") or said).strip())
     return WorkerVersion(path, release[1], int(protocol[1]))
@@ -99,11 +110,10 @@ def check_protocol(worker: WorkerVersion, manager_protocol: int) -> None:
     """
     if worker.protocol != manager_protocol:
         raise EngineError(
-            f"The worker speaks protocol {worker.protocol} of Work Queue, "
-            f"the manager {manager_protocol}.",
+            f"The worker speaks protocol {worker.protocol}, the manager {manager_protocol}.",
             items=[f"{worker.path}, version {worker.release}"],
             cause="worker and manager's library come from different installations of cctools",
-            fix=f"install both from one place ({_INSTALL}) and put that first on PATH",
+            fix=f"install both from one place ({_install(worker.path)}) and put that first on PATH",
         )
 
 
@@ -113,7 +123,9 @@ def _introduction(path: Path) -> bytes:
         tempfile.TemporaryDirectory(prefix="hepscale-", dir=_plain_tmp()) as folder,
         socket.create_server(("127.0.0.1", 0)) as listener,
         subprocess.Popen(
-            [path, "--workdir", folder, "--cores", "1", "127.0.0.1", _port(listener)],
+            [path, "--cores", "1", "127.0.0.1", _port(listener)],
+            # its folder goes there
+            env={**os.environ, "CCTOOLS_TEMP": folder, "_CONDOR_SCRATCH_DIR": folder},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as process,
@@ -144,10 +156,14 @@ def _port(listener: socket.socket) -> str:
     return str(listener.getsockname()[1])
 
 
+def _install(path: Path) -> str:
+    return _INSTALL.get(path.name, _INSTALL[PROGRAMS["workqueue"]])
+
+
 def _does_not_run(path: Path, said: str) -> EngineError:
     return EngineError(
-        f"{BINARY} does not run on this machine.",
+        f"{path.name} does not run on this machine.",
         items=[str(path), *said.splitlines()[-3:]],
         cause="it is damaged, or made for another system",
-        fix=_INSTALL,
+        fix=_install(path),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
+from queues import where_installed
 
 import hepscale
 from hepscale.config import load_settings
@@ -41,18 +42,16 @@ PRELOAD = ("cloudpickle",)
 
 
 # one worker and its manager for all tests, as for the runs of a notebook
-LISTENING = Listening(workers=Workers("local", count=1, cores=SLOTS))
+LISTENING = {
+    name: Listening(name, workers=Workers("local", count=1, cores=SLOTS))
+    for name in ("workqueue", "taskvine")
+}
 
 
-def local(environment):
-    return LocalEngine(SLOTS, load_settings(), PRELOAD, environment)
-
-
-def workqueue(environment):
-    return WorkQueueEngine(LISTENING, load_settings(), PRELOAD)
-
-
-ENGINES = {"local": local, "workqueue": workqueue}
+def engine_of(name: str, environment: Environment | None) -> Engine:
+    if name == "local":
+        return LocalEngine(SLOTS, load_settings(), PRELOAD, environment)
+    return WorkQueueEngine(LISTENING[name], load_settings(), PRELOAD)
 
 
 class Bench:
@@ -136,11 +135,16 @@ def ended() -> Iterator[None]:
     hepscale.shutdown()
 
 
-@pytest.fixture(params=["local", "local packed", "workqueue", "workqueue packed"])
+@pytest.fixture(
+    params=[
+        *("local", "local packed", "workqueue", "workqueue packed"),
+        *where_installed("taskvine", "taskvine packed"),
+    ]
+)
 def bench(request, tmp_path, packed) -> Iterator[Bench]:
     name, _, where = request.param.partition(" ")
     environment = packed if where else None
-    engine = ENGINES[name](environment)
+    engine = engine_of(name, environment)
     engine.start()
     try:
         yield Bench(engine, tmp_path, environment)
@@ -300,7 +304,7 @@ def test_worker_killed_in_mid_task(bench, tmp_path):
     bench.poll_until((tmp_path / "parent").exists)
     os.kill(int((tmp_path / "parent").read_text()), signal.SIGKILL)
     bench.wait(task)
-    if bench.engine.name == "workqueue":
+    if bench.engine.name != "local":
         # of its worker this is a part, which is started anew
         assert bench.ended[task].status == "died"
     else:

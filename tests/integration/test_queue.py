@@ -1,4 +1,4 @@
-"""Both bindings to Work Queue, with its real worker."""
+"""The bindings to Work Queue and TaskVine, with their real workers."""
 
 from __future__ import annotations
 
@@ -164,8 +164,9 @@ def test_killed_worker_loses_its_task_and_it_is_not_run_again(site: Site) -> Non
         ended = site.result(number)
     finally:
         os.kill(process, signal.SIGKILL)
-    # its connection was closed with it: nothing had to time out
-    assert time.monotonic() - killed < 2.5
+    # its connection was closed with it: nothing had to time out; TaskVine's stays open in a process
+    # that outlives it for a moment
+    assert time.monotonic() - killed < (5 if site.binding == "taskvine" else 2.5)
     assert ended.status == "lost"
     places = site.of(QueueTaskPlaced)
     left = site.of(QueueWorkerLeft)
@@ -176,6 +177,8 @@ def test_killed_worker_loses_its_task_and_it_is_not_run_again(site: Site) -> Non
 
 
 def test_stopped_worker_is_given_up(site: Site) -> None:
+    if site.binding == "ndcctools":
+        pytest.skip("its library ends the process when it gives up a worker: it is not asked to")
     worker = site.worker()
     task, here = lingering(site)
     number = site.queue.submit(task)

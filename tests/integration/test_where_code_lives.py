@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import subprocess
 import sys
 import threading
 
@@ -296,3 +297,29 @@ def test_module_that_is_missing_on_the_worker(files):
     error = complete(caught.value)
     assert "import no_such_module" in str(error)
     assert "pip install" in error.fix
+
+
+def test_module_that_starts_a_run_when_it_is_imported(files, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from coffea.nanoevents import BaseSchema\n"
+        "from hepscale import HepScaleExecutor, run_uproot_job\n"
+        "from coffea.processor import ProcessorABC\n"
+        "class Count(ProcessorABC):\n"
+        "    def process(self, events):\n"
+        "        return {'n': len(events)}\n"
+        "    def postprocess(self, accumulator):\n"
+        "        return accumulator\n"
+        "options = {'cores': 2, 'status': False, 'schema': BaseSchema}\n"
+        f"run_uproot_job({files.fileset!r}, 'Events', Count(), HepScaleExecutor, options)\n"
+    )
+    # in place of tasks that start runs without end
+    done = subprocess.run(
+        [sys.executable, "-c", "import mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "The analysis starts a run when it is loaded on a worker." in done.stderr
+    assert 'if __name__ == "__main__":' in done.stderr

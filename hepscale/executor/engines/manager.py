@@ -1,4 +1,4 @@
-"""Managers of Work Queue: each has a port, a password and its workers, and outlives a run."""
+"""Managers of Work Queue or TaskVine: each has a port, a password, workers, and outlives a run."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hepscale.executor.engines.queue import (
 )
 from hepscale.executor.engines.queue_open import library_protocol, open_queue
 from hepscale.worker import scratch
+from hepscale.workers.version import PROGRAMS
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
@@ -43,6 +44,8 @@ class Listening:
 
     Attributes
     ----------
+    engine
+        "workqueue" or "taskvine".
     name
         Advertised to the catalog server; empty: nothing is.
     port
@@ -53,6 +56,7 @@ class Listening:
         Are started and stopped with the manager; None: somebody else does.
     """
 
+    engine: str = "workqueue"
     name: str = ""
     port: tuple[int, int] | None = None
     password_file: Path | None = None
@@ -90,6 +94,13 @@ class Manager:
     def address(self) -> str:
         """Host and port for workers elsewhere."""
         return f"{os.uname().nodename}:{self.queue.port}"
+
+    @property
+    def advice(self) -> str:
+        """The command that starts a worker for it."""
+        ssl = " --ssl" if self.queue.ssl else ""
+        engine = "" if self.queue.worker == PROGRAMS["workqueue"] else " --engine taskvine"
+        return f"hepscale workers start{engine}{ssl} --password {self.password} {self.address}"
 
     def events(self) -> list[QueueEvent]:
         """Return what was heard since the last call."""
@@ -187,7 +198,7 @@ def _open(settings: Settings, listening: Listening) -> Manager:
             keepalive_interval_s=_SILENT_S,
             keepalive_timeout_s=_ANSWER_S,
         )
-        queue = open_queue(options, settings)
+        queue = open_queue(options, settings, listening.engine)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -195,19 +206,23 @@ def _open(settings: Settings, listening: Listening) -> Manager:
     manager = Manager(queue, folder, password, package, lock, listening.workers)
     try:
         if listening.workers is not None:
-            _start_workers(manager, listening.workers, settings)
+            _start_workers(manager, listening, settings)
     except BaseException:
         manager.end()
         raise
     return manager
 
 
-def _start_workers(manager: Manager, workers: Workers, settings: Settings) -> None:
+def _start_workers(manager: Manager, listening: Listening, settings: Settings) -> None:
+    workers = listening.workers
+    assert workers is not None
     host = "127.0.0.1" if workers.batch == "local" else os.uname().nodename
     workers.start(
         f"{host}:{manager.queue.port}",
         manager.password,
-        protocol=library_protocol(settings),
+        ssl=manager.queue.ssl,
+        protocol=library_protocol(settings, listening.engine),
+        program=manager.queue.worker,
         settings=settings,
     )
 

@@ -1,4 +1,4 @@
-"""What both bindings to Work Queue give: records, and a queue of tasks with files."""
+"""What the bindings to Work Queue and TaskVine give: records, and a queue of tasks with files."""
 
 from __future__ import annotations
 
@@ -69,11 +69,14 @@ class QueueFile:
         An output that is carried back while it grows.
     failure_only
         An output that is not fetched (again) at the end of a task whose exit code is 0.
+    shared
+        A cached input that a worker may have from another worker, where the library can do that.
     """
 
     local: Path
     remote: str
     cache: bool = False
+    shared: bool = False
     watch: bool = False
     failure_only: bool = False
 
@@ -212,6 +215,8 @@ class QueueOptions:
         The project name that is advertised to the catalog server; "" advertises nothing.
     catalog
         ``host:port`` of the catalog server; "" is the library's own choice.
+    ssl
+        Whether workers speak TLS, where the library can.
     keepalive_interval_s, keepalive_timeout_s
         A worker that was silent for the interval is asked for a sign of life, and is given up when
         it has not answered within the timeout. Whole seconds.
@@ -222,15 +227,30 @@ class QueueOptions:
     password_file: Path | None = None
     name: str = ""
     catalog: str = ""
+    ssl: bool = True
     keepalive_interval_s: int = 10
     keepalive_timeout_s: int = 20
 
 
 class Queue(Protocol):
-    """A queue of tasks. All calls must come from one thread."""
+    """A queue of tasks. All calls must come from one thread.
+
+    Attributes
+    ----------
+    port
+        On which it listens.
+    library
+        Whose it is, for messages.
+    worker
+        Name of the program that its workers run.
+    ssl
+        Whether workers have to speak TLS.
+    """
 
     port: int
     library: str
+    worker: str
+    ssl: bool
 
     def submit(self, task: QueueTask) -> int:
         """Queue `task` and return its id. It is run once, whatever happens."""

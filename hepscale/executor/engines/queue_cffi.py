@@ -49,6 +49,9 @@ class CffiQueue(Queue):
     """
 
     library = "C library"
+    worker = "work_queue_worker"
+    # that of Debian was made without
+    ssl = False
 
     def __init__(self, options: QueueOptions, settings: Settings) -> None:
         module = queue_build.load(settings)

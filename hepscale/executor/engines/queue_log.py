@@ -1,7 +1,8 @@
-"""Reads what the library of Work Queue writes about workers: the only place where it says it."""
+"""Reads what the libraries write about workers: the only place where they say it."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["PROTOCOLS", "NoticeLog", "TransactionLog"]
+__all__ = ["PROTOCOLS", "NoticeLog", "TransactionLog", "VineLog"]
 
 _LEFT = {
     "IDLE_OUT": "it was idle for too long",
@@ -27,7 +28,10 @@ _LEFT = {
     "EXPLICIT": "it was sent away",
 }
 
-PROTOCOLS = re.compile(r"worker \((\S+)\) is using work queue protocol (\d+), .* protocol (\d+)")
+# of Work Queue and of TaskVine
+PROTOCOLS = re.compile(
+    r"worker \((\S+)\) (?:is using work queue|as it uses) protocol (\d+)\b.* protocol (\d+)"
+)
 _PASSWORD = re.compile(r"worker (\S+) presented the wrong password")
 
 
@@ -39,8 +43,15 @@ class _Lines:
         self._rest = b""
 
     def new(self) -> list[str]:
+        """Return the lines that were completed since the last call."""
         *lines, self._rest = (self._rest + self._stream.read()).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
+
+    def cut(self, most_bytes: int) -> None:
+        """Empty the file if it is larger; what appends to it goes on at its beginning."""
+        if self._stream.tell() > most_bytes:
+            os.truncate(self._stream.name, 0)
+            self._stream.seek(0)
 
     def close(self) -> None:
         self._stream.close()
@@ -64,7 +75,7 @@ class TransactionLog:
             if words[2] == "WORKER":
                 events += self._worker(words[3], words[4:])
             elif words[2] == "TASK" and words[4] == "RUNNING":
-                events.append(QueueTaskPlaced(int(words[3]), words[5].split()[0]))
+                events.append(QueueTaskPlaced(int(words[3]), self._place(words[5].split()[0])))
         return events
 
     def close(self) -> None:
@@ -78,14 +89,35 @@ class TransactionLog:
                 self._joined.add(worker_id)
                 size = [_number(words[1], name) for name in ("cores", "memory", "disk")]
                 yield QueueWorkerJoined(self._addresses[worker_id], worker_id, *size)
-        elif words[1].startswith("CONNECTION"):
-            self._addresses[worker_id] = words[0]
-        elif words[1].startswith("DISCONNECTION"):
-            reason = words[1].removeprefix("DISCONNECTION").strip()
-            self._addresses.pop(worker_id, None)
+            return
+        address, what, reason = self._connection(words)
+        if what == "CONNECTION":
+            self._addresses[worker_id] = address
+        elif what == "DISCONNECTION":
+            address = self._addresses.pop(worker_id, address)
             if worker_id in self._joined:
                 self._joined.remove(worker_id)
-                yield QueueWorkerLeft(words[0], worker_id, _LEFT.get(reason, "it went away"))
+                yield QueueWorkerLeft(address, worker_id, _LEFT.get(reason, "it went away"))
+
+    def _connection(self, words: list[str]) -> tuple[str, str, str]:
+        """Return address, what happened, and why."""
+        what, _, reason = words[1].partition(" ")
+        return words[0], what, reason.strip()
+
+    def _place(self, word: str) -> str:
+        """Return the address of the worker that a task was given to."""
+        return word
+
+
+class VineLog(TransactionLog):
+    """That of TaskVine, which names workers by their ids."""
+
+    def _connection(self, words: list[str]) -> tuple[str, str, str]:
+        address = words[1] if words[0] == "CONNECTION" else ""
+        return address, words[0], "" if address else " ".join(words[1:]).strip()
+
+    def _place(self, word: str) -> str:
+        return self._addresses.get(word, word)
 
 
 class NoticeLog:
@@ -98,17 +130,25 @@ class NoticeLog:
     path
         Where it goes.
     direct
-        Has the library write it there; None: to the standard error.
+        Has the library write it there; None: to the standard error. Not given: it writes there.
+    most_bytes
+        How large it may become.
     """
 
     _open: ClassVar[list[Path]] = []
 
-    def __init__(self, path: Path, direct: Callable[[Path | None], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        direct: Callable[[Path | None], None] | None = None,
+        most_bytes: int | None = None,
+    ) -> None:
         path.touch()
         self._lines = _Lines(path)
-        self._path, self._direct = path, direct
-        self._open.append(path)
-        direct(path)
+        self._path, self._direct, self._most_bytes = path, direct, most_bytes
+        if direct is not None:
+            self._open.append(path)
+            direct(path)
 
     def read(self) -> list[QueueEvent]:
         """Return the events of the lines that were completed since the last call."""
@@ -119,12 +159,15 @@ class NoticeLog:
                 events.append(QueueWorkerRefused(found[1], reason))
             elif found := _PASSWORD.search(line):
                 events.append(QueueWorkerRefused(found[1], "it has another password, or none"))
+        if self._most_bytes is not None:
+            self._lines.cut(self._most_bytes)
         return events
 
     def close(self) -> None:
         """Close the log."""
-        self._open.remove(self._path)
-        self._direct(self._open[-1] if self._open else None)
+        if self._direct is not None:
+            self._open.remove(self._path)
+            self._direct(self._open[-1] if self._open else None)
         self._lines.close()
 
 

@@ -22,6 +22,7 @@ from hepscale.executor.engines.queue import (
 )
 from hepscale.executor.engines.queue_listen import listen
 from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
+from hepscale.executor.engines.queue_tls import certificate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,6 @@ class NdcctoolsQueue(Queue):
     ----------
     options
         How it listens.
-    ssl
-        Whether workers speak TLS; they need ``--ssl`` then.
 
     Raises
     ------
@@ -48,10 +47,13 @@ class NdcctoolsQueue(Queue):
         If the port is taken or the password file cannot be read.
     """
 
-    def __init__(self, options: QueueOptions, ssl: bool = True) -> None:
+    worker = "work_queue_worker"
+
+    def __init__(self, options: QueueOptions) -> None:
         self.library = f"ndcctools {work_queue.__version__}"
+        self.ssl = options.ssl
         self._options = options
-        self._ssl = ssl
+        self._certificate = certificate(options.folder) if options.ssl else None
         self._queue: Any = None
         if options.catalog:
             # the only way that takes all forms of the address, and before the name is given
@@ -62,8 +64,9 @@ class NdcctoolsQueue(Queue):
             raise EngineError(
                 "The password file for workers cannot be read.", items=[str(password)]
             )
-        self._open().specify_keepalive_interval(options.keepalive_interval_s)
-        self._open().specify_keepalive_timeout(options.keepalive_timeout_s)
+        # to give up a silent worker ends this process ("cctools bug", 8.0): such workers stay, and
+        # what they do not do is done elsewhere at the end of the run
+        self._open().specify_keepalive_interval(0)
         self._log = TransactionLog(options.folder / "transactions.log")
         self._notices = NoticeLog(options.folder / "notices.log", self._direct)
 
@@ -125,7 +128,7 @@ class NdcctoolsQueue(Queue):
         """Send all workers away and stop listening."""
         queue, self._queue = self._queue, None
         if queue is not None:
-            queue.shutdown_workers(0)
+            # it releases the workers; to shut them down ends this process ("cctools bug", 8.0)
             queue.__exit__(None, None, None)
             self._log.close()
             self._notices.close()
@@ -137,7 +140,7 @@ class NdcctoolsQueue(Queue):
         log = str(self._options.folder / "transactions.log")
         try:
             self._queue = work_queue.WorkQueue(
-                port, name=self._options.name or None, transactions_log=log, ssl=self._ssl
+                port, name=self._options.name or None, transactions_log=log, ssl=self._certificate
             )
         # it raises nothing more telling
         except Exception as error:  # noqa: BLE001

@@ -1,4 +1,4 @@
-"""Which Work Queue is here: opens a queue with the best binding, and tells its protocol."""
+"""Which libraries are here: opens a queue with the best binding, and tells its protocol."""
 
 from __future__ import annotations
 
@@ -24,23 +24,43 @@ __all__ = ["library_protocol", "open_queue"]
 _PATIENCE_S = 20.0
 
 
-def open_queue(options: QueueOptions, settings: Settings) -> Queue:
-    """Open a queue: of ``ndcctools`` where this is installed, else of the C library.
+def open_queue(options: QueueOptions, settings: Settings, engine: str = "workqueue") -> Queue:
+    """Open a queue.
+
+    Parameters
+    ----------
+    options
+        How it listens.
+    settings
+        Where the compiled binding is kept.
+    engine
+        "workqueue": of ``ndcctools`` where this is installed, else of the C library; "taskvine".
 
     Raises
     ------
     EngineError
-        If neither is installed, or if the port is taken.
+        If none is installed, or if the port is taken.
     """
-    if importlib.util.find_spec("ndcctools") is not None:
+    installed = importlib.util.find_spec("ndcctools") is not None
+    if engine == "taskvine":
+        if not installed:
+            raise EngineError(
+                "TaskVine is not installed here.",
+                cause="ndcctools is not in this environment, and not to be had by pip",
+                fix="conda install -c conda-forge ndcctools",
+            )
+        from hepscale.executor.engines.queue_taskvine import TaskVineQueue
+
+        return TaskVineQueue(options)
+    if installed:
         from hepscale.executor.engines.queue_ndcctools import NdcctoolsQueue
 
         return NdcctoolsQueue(options)
     return CffiQueue(options, settings)
 
 
-def library_protocol(settings: Settings) -> int:
-    """Return the protocol that queues of this process speak; about 0.5 s.
+def library_protocol(settings: Settings, engine: str = "workqueue") -> int:
+    """Return the protocol that queues of an engine speak in this process; about 0.5 s.
 
     The library tells it only when it refuses a worker, on the standard error of the process:
     hence in a process of its own.
@@ -48,13 +68,13 @@ def library_protocol(settings: Settings) -> int:
     Raises
     ------
     EngineError
-        If no library of Work Queue can be used.
+        If its library cannot be used.
     """
     # what is missing is better said by this process
     with tempfile.TemporaryDirectory() as folder:
-        open_queue(QueueOptions(Path(folder)), settings).close()
+        open_queue(QueueOptions(Path(folder), ssl=False), settings, engine).close()
     said = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import _provoke; _provoke()"],
+        [sys.executable, "-c", f"from {__name__} import _provoke; _provoke({engine!r})"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -64,19 +84,19 @@ def library_protocol(settings: Settings) -> int:
     found = PROTOCOLS.search(said.stderr)
     if found is None:
         raise EngineError(
-            "The protocol of the library of Work Queue could not be found out.",
+            f"The protocol of the library of {engine} could not be found out.",
             items=said.stderr.splitlines()[-1:],
             fix="hepscale doctor",
         )
     return int(found[3])
 
 
-def _provoke() -> None:
+def _provoke(engine: str) -> None:
     """Be a worker of a protocol that no queue speaks."""
     with tempfile.TemporaryDirectory() as folder:
-        queue = open_queue(QueueOptions(Path(folder)), load_settings())
+        queue = open_queue(QueueOptions(Path(folder), ssl=False), load_settings(), engine)
         with socket.create_connection(("127.0.0.1", queue.port)) as worker:
-            worker.sendall(b"workqueue 0 probe linux any 0.0.0\n")
+            worker.sendall(f"{engine} 0 probe linux any 0.0.0\n".encode())
             worker.settimeout(0.01)
             while True:
                 queue.wait(0.1)

@@ -1,4 +1,4 @@
-"""What a worker of Work Queue is sent for a task, and what it runs."""
+"""What a worker of Work Queue or TaskVine is sent for a task, and what it runs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Shipment:
             about.write_text(environment.describe(VERSION))
         yield QueueFile(about, "environment", cache=True)
         for one in environment.layers:
-            yield QueueFile(one.path, f"layers/{one.path.name}", cache=True)
+            yield QueueFile(one.path, f"layers/{one.path.name}", cache=True, shared=True)
 
     def _versioned(self, one: InputFile) -> Path:
         """Return a name for an input that changes with it: a worker keeps it by its name."""

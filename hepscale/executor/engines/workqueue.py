@@ -1,4 +1,4 @@
-"""The `workqueue` engine: tasks on workers that come and go."""
+"""The engines `workqueue` and `taskvine`: tasks on workers that come and go."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Running:
 
 
 class WorkQueueEngine:
-    """Runs tasks on workers of Work Queue.
+    """Runs tasks on workers of Work Queue or TaskVine.
 
     Parameters
     ----------
@@ -83,8 +83,6 @@ class WorkQueueEngine:
         Files that prove who the user is, by the variables that name them to programs.
     """
 
-    name = "workqueue"
-
     def __init__(
         self,
         listening: Listening,
@@ -92,6 +90,7 @@ class WorkQueueEngine:
         preload: Iterable[str] = (),
         credentials: Mapping[str, Path] | None = None,
     ) -> None:
+        self.name = listening.engine
         self._listening = listening
         self._settings = settings
         self._preload = tuple(preload)
@@ -308,12 +307,8 @@ class WorkQueueEngine:
     def _say_alone(self, manager: Manager, alone_s: float) -> None:
         if alone_s >= _NO_WORKER_S:
             self._alone_since_s = None
-            command = f"hepscale workers start --password {manager.password} {manager.address}"
-            self._events.append(
-                Notice(
-                    f"No worker has been there for {_NO_WORKER_S:.0f} s. To start one: {command}"
-                )
-            )
+            told = f"No worker has been there for {_NO_WORKER_S:.0f} s. "
+            self._events.append(Notice(f"{told}To start one: {manager.advice}"))
 
     def _joined(self, one: QueueWorkerJoined, *, warm: bool = False) -> None:
         self._at[one.worker] = one

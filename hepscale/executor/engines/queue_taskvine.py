@@ -1,0 +1,253 @@
+"""TaskVine through ``ndcctools``: the queue of Work Queue's successor, with workers of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ndcctools import taskvine
+from ndcctools.taskvine import cvine
+
+from hepscale.errors import EngineError
+from hepscale.executor.engines.queue import (
+    Queue,
+    QueueEnded,
+    QueueEndStatus,
+    QueueEvent,
+    QueueFile,
+    QueueOptions,
+    QueueStats,
+    QueueTask,
+    QueueTaskPlaced,
+    QueueWorkerLeft,
+)
+from hepscale.executor.engines.queue_listen import listen
+from hepscale.executor.engines.queue_log import NoticeLog, VineLog
+from hepscale.executor.engines.queue_tls import certificate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["TaskVineQueue"]
+
+_RUN = "taskvine"
+_CANCELLED = 11 << 3
+_RESULTS: dict[int, QueueEndStatus] = {
+    0: "done",
+    1: "input_missing",
+    2: "output_missing",
+    # the exit code is good, only what was printed is cut
+    4: "done",
+    # the exit code is the number of the signal
+    1 << 3: "done",
+    2 << 3: "exhausted",
+    3 << 3: "timeout",
+    5 << 3: "lost",
+    6 << 3: "lost",
+    7 << 3: "timeout",
+    # what came back does not fit on the disk here, or its worker went while it was sent
+    9 << 3: "lost",
+    13 << 3: "exhausted",
+}
+
+
+class TaskVineQueue(Queue):
+    """A queue of TaskVine; its certificate is made for this queue only.
+
+    Its `wait` is coarse: whole seconds, at least one, during which other threads stand still and
+    watched files grow unnoticed. TaskVine runs the task of a lost worker again by itself: such a
+    task comes back as lost, and is cancelled, when the loss is heard of.
+
+    Parameters
+    ----------
+    options
+        How it listens.
+
+    Raises
+    ------
+    EngineError
+        If the port is taken or the password file cannot be read.
+    """
+
+    worker = "vine_worker"
+
+    def __init__(self, options: QueueOptions) -> None:
+        self.library = f"TaskVine {taskvine.__version__}"
+        self.ssl = options.ssl
+        self._options = options
+        self._certificate = certificate(options.folder) if options.ssl else None
+        self._manager: Any = None
+        if options.catalog:
+            os.environ["CATALOG_HOST"] = options.catalog
+        self.port = listen(options.port, self._create)
+        manager = self._open()
+        password = options.password_file
+        if password is not None and not manager.set_password_file(str(password)):
+            raise EngineError(
+                "The password file for workers cannot be read.", items=[str(password)]
+            )
+        manager.set_keepalive_interval(options.keepalive_interval_s)
+        manager.set_keepalive_timeout(options.keepalive_timeout_s)
+        manager.enable_peer_transfers()
+        logs = options.folder / _RUN / "vine-logs"
+        self._log = VineLog(logs / "transactions")
+        # it writes all that it does there, without a limit
+        self._notices = NoticeLog(logs / "debug", most_bytes=2**24)
+        self._cached: dict[Path, Any] = {}
+        self._own: dict[int, list[Any]] = {}
+        self._at: dict[int, str] = {}
+        # their workers left: still to be told, and told but not yet out of TaskVine's hands
+        self._lost: dict[int, str] = {}
+        self._taken_back: set[int] = set()
+        self._heard: list[QueueEvent] = []
+
+    def submit(self, task: QueueTask) -> int:
+        """Queue `task`."""
+        made = taskvine.Task(task.command)
+        own: list[Any] = []
+        for file in task.inputs:
+            made.add_input(self._declared(file, own), file.remote)
+        for file in task.outputs:
+            declared = self._declared(file, own)
+            made.add_output(declared, file.remote, watch=file.watch, failure_only=file.failure_only)
+        for name, value in task.environment:
+            made.set_env_var(name, value)
+        made.set_cores(max(task.cores, 1))
+        made.set_memory(max(task.memory_mb, 1))
+        made.set_disk(max(task.disk_mb, 1))
+        made.set_gpus(0)
+        made.set_priority(task.priority)
+        if task.wall_s:
+            made.set_time_max(math.ceil(task.wall_s))
+        if task.category:
+            made.set_category(task.category)
+        made.set_retries(1)
+        made.set_max_forsaken(0)
+        number = int(self._open().submit(made))
+        self._own[number] = own
+        return number
+
+    def wait(self, timeout_s: float) -> QueueEnded | None:
+        """Return a task that has ended."""
+        if not self._lost:
+            task = self._open().wait(max(1, math.ceil(timeout_s)))
+            self._listen()
+            if task is not None:
+                return self._ended(task)
+        if self._lost:
+            number, worker = self._lost.popitem()
+            self._taken_back.add(number)
+            self._open().cancel_by_task_id(number)
+            return QueueEnded(id=number, status="lost", exit_code=-1, worker=worker)
+        return None
+
+    def cancel(self, task_id: int) -> bool:
+        """Take a task back and kill its processes."""
+        self._lost.pop(task_id, None)
+        return bool(self._open().cancel_by_task_id(task_id))
+
+    def events(self) -> list[QueueEvent]:
+        """Return what was heard of workers and places since the last call."""
+        self._listen()
+        heard, self._heard = self._heard, []
+        return heard
+
+    def stats(self) -> QueueStats:
+        """Return the counters."""
+        stats = cvine.vine_stats()
+        # what its own property gives may be 5 s old
+        cvine.vine_get_stats(self._open()._taskvine, stats)
+        return QueueStats.of(stats)
+
+    def close(self) -> None:
+        """Send all workers away and stop listening."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.workers_shutdown(0)
+            manager.__exit__(None, None, None)
+            self._log.close()
+            self._notices.close()
+
+    def _ended(self, task: Any) -> QueueEnded | None:
+        number = int(task.id)
+        result = int(cvine.vine_task_get_result(task._task))
+        worker = self._at.pop(number, "")
+        self._lost.pop(number, None)
+        for file in self._own.pop(number, ()):
+            self._open().undeclare_file(file)
+        if result == _CANCELLED or number in self._taken_back:
+            self._taken_back.discard(number)
+            return None
+        return QueueEnded(
+            id=number,
+            status=_RESULTS.get(result, "failed"),
+            exit_code=task.exit_code,
+            output=task.std_output or "",
+            host=task.hostname or "",
+            worker=task.addrport or worker,
+            sent_bytes=int(task.get_metric("bytes_sent")),
+            received_bytes=int(task.get_metric("bytes_received")),
+        )
+
+    def _declared(self, file: QueueFile, own: list[Any]) -> Any:
+        """Return what TaskVine knows a file by: cached ones once, others for one task."""
+        if not file.cache:
+            # nobody else has to do with it
+            own.append(self._open().declare_file(str(file.local), cache=False, peer_transfer=False))
+            return own[-1]
+        if file.local not in self._cached:
+            # it is known by its content: a worker may outlive this manager
+            self._cached[file.local] = self._open().declare_file(
+                str(file.local), cache="worker", peer_transfer=file.shared
+            )
+        return self._cached[file.local]
+
+    def _listen(self) -> None:
+        """Take in what the logs say."""
+        events = [*self._log.read(), *self._notices.read()]
+        for event in events:
+            if isinstance(event, QueueTaskPlaced):
+                self._at[event.id] = event.worker
+            elif isinstance(event, QueueWorkerLeft):
+                gone = [number for number, at in self._at.items() if at == event.worker]
+                self._lost |= {number: self._at.pop(number) for number in gone}
+        self._heard += events
+
+    def _create(self, port: int) -> bool:
+        try:
+            with _variables_kept("TCP_LOW_PORT", "TCP_HIGH_PORT"):
+                self._manager = taskvine.Manager(
+                    port,
+                    name=self._options.name or None,
+                    run_info_path=str(self._options.folder),
+                    run_info_template=_RUN,
+                    ssl=self._certificate,
+                )
+        # it raises nothing more telling
+        except Exception as error:  # noqa: BLE001
+            if "port" in str(error):
+                return False
+            raise EngineError("TaskVine could not be started.", items=[str(error)]) from None
+        return True
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            raise EngineError("The queue was closed.", fix="make a new executor")
+        return self._manager
+
+
+@contextmanager
+def _variables_kept(*names: str) -> Iterator[None]:
+    """Undo what the library does to variables: workers of this machine would listen there too."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
