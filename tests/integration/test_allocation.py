@@ -14,11 +14,12 @@ import crew as crews
 import packed
 import pytest
 import queues
+import support
 
 import hepscale
 from hepscale import Workers
 from hepscale.executor import chunking, policy
-from hepscale.executor.allocation import LEAST_MEASURED
+from hepscale.executor.allocation import LEAST_MEASURED, Allocation
 from hepscale.executor.task import ChunkKey
 
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
@@ -115,6 +116,28 @@ def test_chunk_that_needs_more_than_a_worker_has_is_split(tmp_path, monkeypatch)
     found = packed.calculate(work, [(0, 600), (600, 1200)], **options)
     assert found == [(0, 300), (300, 600), (600, 900), (900, 1200)]
     assert sorted(Path(notes).read_text().split()) == ["300"] * 4 + ["600"] * 2
+
+
+def test_task_that_waits_for_a_large_worker_that_goes(tmp_path, monkeypatch):
+    # so that one waits, as one that is tried again with more memory would
+    monkeypatch.setattr(Allocation, "slots", lambda _, workers: len(workers))
+    crew = crews.Crew(tmp_path)
+    small = []
+
+    def act():
+        (large,) = crews.busy_workers(1)
+        small.append(crews.more(memory_mb=WORKER_MB // 4))
+        support.wait_for(lambda: len(crews.manager().joined) == 2, 20)
+        # the second task is handed out at once, and has no place
+        crew.wait(2)
+        crews.kill(large)
+
+    try:
+        with crews.meanwhile(act):
+            workers = Workers(memory_mb=WORKER_MB)
+            crew.run(count=30, memory_mb=WORKER_MB // 2, workers=workers)
+    finally:
+        small[0].stop()
 
 
 def test_item_that_needs_more_than_a_worker_has_is_named():
