@@ -275,7 +275,8 @@ class Run:
             environment=job.environment,
             inputs=tuple(inputs.values()),
             resources=job.resources,
-            expected_memory_mb=self._allocation.learnt_mb,
+            # tasks of this machine are not placed by it
+            expected_memory_mb=self._allocation.learnt_mb if job.elsewhere else None,
             frame_interval_s=policy.frame_interval_s(slots, self._waiting.pace),
             compression=job.compression,
             isolate=self._waiting.wants_isolation(chunks),
