@@ -99,7 +99,7 @@ _ELSEWHERE = (
 _BY_KIND = {
     "memory": (
         "one event needs more memory than a task may use",
-        "raise memory_mb=, or use fewer cores so that each task has more",
+        "raise memory_mb=, that of Workers(...) too, or use fewer cores so that each has more",
     ),
     "wall": (
         "process() waits for ever, or wall_s is too short for this chunk",

@@ -221,7 +221,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         ):
             job, digest, packed = self._job(run_id, function, spool, settings, observer)
             # for the first of coffea's two runs, the one over files
-            told = placing.warnings(settings) if isinstance(items[0], FileMeta) else packed.missing
+            told: Iterable[str] = packed.missing
+            if isinstance(items[0], FileMeta):
+                told = placing.warnings(settings, self.workers, self._slots(), self.memory_mb)
             for text in told:
                 observer.see(Notice(text))
             try:

@@ -90,8 +90,8 @@ class Faults:
         self._files = len({chunk.file for chunk in ledger.chunks.values()})
 
     def attempt(self, chunk: Chunk) -> int:
-        """Return the number of the next attempt at a chunk, from 1."""
-        return 1 + self._attempts.get(chunk.key, 0)
+        """Return the number of the next attempt at a chunk, from 1; one at its whole counts."""
+        return 1 + self._attempts.get(chunk.key, 0) + (chunk.key in self._wholes)
 
     def worked(self, keys: Iterable[ChunkKey]) -> None:
         """Take note of chunks that were counted: failures are no longer in a row."""
@@ -133,8 +133,7 @@ class Faults:
         if failure.kind == "memory":
             if self._split(chunk):
                 return
-            limit = f"needs more than {self._job.resources.memory_mb} MB ({failure.reason})"
-            failure = replace(failure, reason=limit)
+            failure = replace(failure, reason=self._too_little(failure.reason))
         self._record(key, failure)
 
     def refuse_payload(self, meta: Mapping[str, Any]) -> None:
@@ -207,8 +206,8 @@ class Faults:
             self._give_up(culprit.key, "wall", limit, attempts, tail)
         elif event.status == "memory":
             if not self._split(culprit):
-                limit = f"needs more than {self._job.resources.memory_mb} MB ({event.detail})"
-                self._give_up(culprit.key, "memory", limit, attempts, tail)
+                reason = self._too_little(event.detail)
+                self._give_up(culprit.key, "memory", reason, attempts, tail)
         elif policy.may_try_again(attempts, allowed):
             self._waiting.put_alone([culprit])
         else:
@@ -217,6 +216,11 @@ class Faults:
             reason = f"its process {ended}: {detail}"
             self._give_up(culprit.key, "died", reason, attempts, tail)
         return rest
+
+    def _too_little(self, detail: str) -> str:
+        limit_mb = self._job.resources.memory_mb
+        what = f"{limit_mb} MB" if limit_mb else "a worker has"
+        return f"needs more than {what} ({detail})"
 
     def _split(self, chunk: Chunk) -> bool:
         whole = self._wholes.get(chunk.key, chunk.key)

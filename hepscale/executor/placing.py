@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from hepscale.errors import ConfigError
-from hepscale.executor.engines import warm
+from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.packing import PACKED
 from hepscale.workers.api import Workers
+from hepscale.workers.plan import beyond
 
 if TYPE_CHECKING:
     import os
@@ -97,11 +98,45 @@ def engine_for(
     return WorkQueueEngine(listening, settings, preload, proofs)
 
 
-def warnings(settings: Settings) -> list[str]:
-    """Return what is to be said before a run: of credentials that do not hold, or not for long."""
+def warnings(
+    settings: Settings, workers: Workers | None, slots: int, memory_mb: int | None
+) -> list[str]:
+    """Return what is to be said before a run.
+
+    Of credentials that do not hold, or not for long; of more than this machine has.
+
+    Parameters
+    ----------
+    settings
+        With what the user has given.
+    workers
+        As he has given them.
+    slots, memory_mb
+        How many tasks this machine is to run at a time, and what he lets each of them use.
+    """
     from hepscale.executor import credentials
 
-    return [*credentials.warnings(_credentials(settings))]
+    return [
+        *credentials.warnings(_credentials(settings)),
+        *_beyond(settings, workers, slots, memory_mb),
+    ]
+
+
+def _beyond(
+    settings: Settings, workers: Workers | None, slots: int, memory_mb: int | None
+) -> list[str]:
+    count, cores = slots, 1
+    if settings.engine != "local":
+        wanted = workers or settings.workers
+        if wanted.batch != "local":
+            return []
+        count, cores, memory_mb = wanted.count, wanted.cores, wanted.memory_mb
+    return beyond(
+        count * cores,
+        memory_mb and count * memory_mb,
+        has_cores=machine.usable_cores(),
+        has_memory_mb=machine.memory_limit_bytes() // 2**20,
+    )
 
 
 def _credentials(settings: Settings) -> list[Credential]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hepscale.errors import HepScaleError
 from hepscale.executor import policy
+from hepscale.executor.allocation import Allocation
 from hepscale.executor.faults import Faults
 from hepscale.executor.job import Outcome
 from hepscale.executor.ledger import Ledger
@@ -92,8 +93,9 @@ class Run:
         self._waiting = Waiting()
         self._faults = Faults(job, self._ledger, self._waiting, self._output, observer)
         self._running: dict[TaskId, Running] = {}
-        self._slots: dict[str, int] = {}
-        self._journal_failure_told = False
+        self._workers: dict[str, WorkerJoined] = {}
+        self._allocation = Allocation(job.resources.memory_mb)
+        self._journal_failure_told = self._memory_told = False
 
     def execute(self, earlier: Iterable[Frame] = ()) -> Outcome:
         """Run to the end.
@@ -184,11 +186,12 @@ class Run:
                 if running.done is not None:
                     self._learn(running, running.done["clock"].get("stream", 0.0))
                     self._widen(running)
+                self._learn_memory(event)
                 self._faults.end(running, event)
             elif isinstance(event, WorkerJoined):
-                self._slots[event.worker_id] = event.slots
+                self._workers[event.worker_id] = event
             elif isinstance(event, WorkerLost):
-                self._slots.pop(event.worker_id, None)
+                self._workers.pop(event.worker_id, None)
             self._observe(event)
 
     def _widen(self, running: Running) -> None:
@@ -211,6 +214,20 @@ class Run:
         frame_s = stream_s / max(running.frames, 1)
         self._waiting.pace = self._waiting.pace.after_task(overhead_s, frame_s)
 
+    def _learn_memory(self, event: TaskEnded) -> None:
+        self._allocation = self._allocation.after_task(event)
+        needed_mb = self._allocation.learnt_mb
+        cores = sum(one.slots for one in self._workers.values())
+        slots = self._allocation.slots(self._workers.values())
+        if needed_mb and slots < cores and not self._memory_told:
+            self._memory_told = True
+            self._observe(
+                Notice(
+                    f"A task is given {needed_mb} MB, by what those before it have used: "
+                    f"there is memory for {slots} at a time, on {cores} cores."
+                )
+            )
+
     def _enforce_wall(self, polled_s: float) -> None:
         # what a task did while we were merging, it has not told yet
         wall_s = self._job.resources.wall_s
@@ -224,7 +241,7 @@ class Run:
     # -- handing out ---------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        slots = sum(self._slots.values())
+        slots = self._allocation.slots(self._workers.values())
         while len(self._running) < slots:
             unit_s = self._waiting.pace.unit_s or 0.0
             running_s = sum(one.left_s(unit_s) for one in self._running.values())
@@ -258,13 +275,15 @@ class Run:
             environment=job.environment,
             inputs=tuple(inputs.values()),
             resources=job.resources,
+            # tasks of this machine are not placed by it
+            expected_memory_mb=self._allocation.learnt_mb if job.elsewhere else None,
             frame_interval_s=policy.frame_interval_s(slots, self._waiting.pace),
             compression=job.compression,
             isolate=self._waiting.wants_isolation(chunks),
         )
         self._running[task.id] = Running(task)
         self._engine.submit(task)
-        self._observe(TaskSubmitted(task.id, len(chunks)))
+        self._observe(TaskSubmitted(task.id, len(chunks), task.expected_memory_mb))
 
     # -- taking in -----------------------------------------------------------------------------
 

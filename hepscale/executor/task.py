@@ -130,6 +130,10 @@ class Task:
         What it runs in; None: what this process runs in.
     inputs
         Files to be found under relative names in the task's directory.
+    resources
+        What it may use.
+    expected_memory_mb
+        What it is going to need, as far as others have shown; None: not known.
     frame_interval_s
         Least time between two frames with output.
     compression
@@ -148,6 +152,7 @@ class Task:
     environment: Environment | None = None
     inputs: tuple[InputFile, ...] = ()
     resources: Resources = field(default_factory=Resources)
+    expected_memory_mb: int | None = None
     frame_interval_s: float = 0.25
     compression: int = 1
     isolate: bool = False
@@ -182,12 +187,16 @@ class TaskEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A worker with `slots` slots is ready for tasks."""
+    """A worker with `slots` slots is ready for tasks.
+
+    ``memory_mb`` is for all tasks that it runs at a time; 0: they are not placed by it.
+    """
 
     worker_id: str
     slots: int
     host: str = ""
     warm: bool = False
+    memory_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,10 +288,11 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class TaskSubmitted:
-    """A task was handed to the engine."""
+    """A task was handed to the engine, with the memory that it is expected to need."""
 
     task_id: TaskId
     chunks: int
+    memory_mb: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,10 @@ class RunState:
         The tasks that were handed to the engine and have not ended.
     tasks_died, tasks_lost, tasks_over_memory
         Tasks that ended early, so that what they left is tried again.
+    task_memory_mb, task_given_mb
+        The most that a task has used, and what the last one was given; 0 where it is not known.
+    tasks_wall_s, tasks_cpu_s
+        Seconds that the tasks that have ended took, and for which they kept a core busy.
     failures
         The chunks that were given up, in the order of their failing.
     notices
@@ -99,6 +103,10 @@ class RunState:
     tasks_died: int = 0
     tasks_lost: int = 0
     tasks_over_memory: int = 0
+    task_memory_mb: float = 0.0
+    task_given_mb: int = 0
+    tasks_wall_s: float = 0.0
+    tasks_cpu_s: float = 0.0
     failures: list[ChunkFailure] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     status: RunStatus | None = None
@@ -128,6 +136,11 @@ class RunState:
     def tasks_retried(self) -> int:
         """Number of tasks that ended early; a cancelled one is not counted."""
         return self.tasks_died + self.tasks_lost + self.tasks_over_memory
+
+    @property
+    def task_cores(self) -> float | None:
+        """Cores that a task keeps busy, on average; None where it is not known."""
+        return self.tasks_cpu_s / self.tasks_wall_s if self.tasks_wall_s > 0 else None
 
     @property
     def counts_entries(self) -> bool:
@@ -297,6 +310,7 @@ def _frame_bytes(state: RunState, event: FrameBytes) -> None:
 
 def _task_submitted(state: RunState, event: TaskSubmitted) -> None:
     state.tasks.add(event.task_id)
+    state.task_given_mb = event.memory_mb or 0
 
 
 def _task_ended(state: RunState, event: TaskEnded) -> None:
@@ -304,6 +318,9 @@ def _task_ended(state: RunState, event: TaskEnded) -> None:
     state.tasks_died += event.status == "died"
     state.tasks_lost += event.status == "lost"
     state.tasks_over_memory += event.status == "memory"
+    state.task_memory_mb = max(state.task_memory_mb, event.usage.memory_mb)
+    state.tasks_wall_s += event.usage.wall_s
+    state.tasks_cpu_s += event.usage.cpu_s
 
 
 def _worker_joined(state: RunState, event: WorkerJoined) -> None:

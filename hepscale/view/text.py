@@ -22,6 +22,7 @@ __all__ = [
     "rate_text",
     "remaining_text",
     "summary_text",
+    "usage_text",
     "workers_text",
 ]
 
@@ -148,6 +149,15 @@ def failed_text(state: RunState) -> str:
     return f"{text}, {repeated:,} {_plural(repeated, 'task')} repeated" if repeated else text
 
 
+def usage_text(state: RunState) -> str:
+    """Return ``a task used up to 612 MB of 800 MB, 1.0 cores``, or nothing before one has ended."""
+    cores = state.task_cores
+    if not state.task_memory_mb or cores is None:
+        return ""
+    given = f" of {state.task_given_mb:,} MB" if state.task_given_mb else ""
+    return f"a task used up to {state.task_memory_mb:,.0f} MB{given}, {cores:.1f} cores"
+
+
 def remaining_text(state: RunState) -> str:
     """Return ``about 25 s left``, or nothing where it is not known."""
     remaining_s = state.remaining_s
@@ -193,7 +203,8 @@ def final_text(state: RunState) -> str:
     text = f"{_counts(state)} {took}, {failed_text(state)}"
     if state.chunks_resumed:
         text += f", {state.chunks_resumed:,} resumed"
-    return text
+    usage = usage_text(state)
+    return f"{text}, {usage}" if usage else text
 
 
 def summary_text(state: RunState) -> str:

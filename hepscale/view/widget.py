@@ -32,6 +32,7 @@ from hepscale.view.text import (
     rate_text,
     remaining_text,
     summary_text,
+    usage_text,
     workers_text,
 )
 
@@ -64,6 +65,7 @@ def payload(state: RunState) -> dict[str, Any]:
         ("Failures", failed_text(state)),
         ("Elapsed", duration_text(state.elapsed_s)),
         ("Remaining", remaining_text(state).removesuffix(" left") or _UNKNOWN),
+        ("Each task", usage_text(state).removeprefix("a task used ")),
     ]
     return {
         "desc": one_line(state.desc, 60) or "Run",

@@ -16,6 +16,7 @@ __all__ = [
     "Address",
     "BatchName",
     "Plan",
+    "beyond",
     "describe",
     "parse_address",
     "submit_files",
@@ -116,6 +117,27 @@ class Plan:
     catalog: str
     ssl: bool
     folder: Path
+
+
+def beyond(cores: int, memory_mb: int | None, *, has_cores: int, has_memory_mb: int) -> list[str]:
+    """Return what is to be said where more is asked for, in all, than this machine has.
+
+    Parameters
+    ----------
+    cores, memory_mb
+        Of all workers together; None: no more than there is.
+    has_cores, has_memory_mb
+        Of this machine; 0: not known.
+    """
+    said = []
+    if 0 < has_cores < cores:
+        said.append(f"{cores} cores are to be used, and this machine has {has_cores} to give.")
+    if 0 < has_memory_mb < (memory_mb or 0):
+        said.append(
+            f"{memory_mb} MB of memory are to be used, and this machine has {has_memory_mb} to "
+            "give: it may kill tasks."
+        )
+    return said
 
 
 def parse_address(text: str) -> Address:

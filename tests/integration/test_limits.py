@@ -10,6 +10,8 @@ import pytest
 from analysis import tally, where
 from support import BAD, broken, check, failing, only, ranges, run, tally_of
 
+from hepscale.executor.engines import machine
+
 pytestmark = pytest.mark.usefixtures("settled", "nothing_left")
 
 
@@ -98,3 +100,11 @@ def test_every_event_of_one_chunk_needs_too_much_memory(files, tmp_path):
     assert {at for _, *part in broken(error) for at in range(*part)} == set(range(60))
     assert {name for name, *_ in broken(error)} == {"good_1.root"}
     assert error.partial_output == tally_of(ranges([files.good[0], files.good[2]], 60))
+
+
+def test_more_tasks_at_a_time_than_there_are_cores(files, told):
+    cores = machine.usable_cores()
+    # once, although coffea makes two runs of it
+    options = {"cores": cores + 1, "metadata_cache": {}, "status": True}
+    assert run(tally, files.fileset, **options) == tally_of(ranges(files.good))
+    assert told() == [f"{cores + 1} cores are to be used, and this machine has {cores} to give."]

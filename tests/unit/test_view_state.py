@@ -21,6 +21,7 @@ from hepscale.executor.task import (
     TaskEnded,
     TaskId,
     TaskSubmitted,
+    Usage,
     WorkerJoined,
     WorkerLost,
 )
@@ -58,7 +59,10 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Notice, st.text(max_size=30)),
     st.builds(FrameBytes, TASK, data=st.binary(max_size=20)),
     st.builds(
-        TaskEnded, TASK, status=st.sampled_from(["done", "died", "memory", "cancelled", "lost"])
+        TaskEnded,
+        TASK,
+        status=st.sampled_from(["done", "died", "memory", "cancelled", "lost"]),
+        usage=st.builds(Usage, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6)),
     ),
     st.builds(WorkerJoined, WORKER, slots=st.integers(0, 64)),
     st.builds(WorkerLost, WORKER),
@@ -93,7 +97,13 @@ def test_no_sequence_of_events_is_too_strange(events: list[tuple[Event, float]])
         assert state.remaining_s is None or state.remaining_s >= 0
         if state.counts_entries:
             assert state.entries_done + state.entries_failed <= state.entries_total
-    for words in (text.progress_text, text.final_text, text.rate_text, text.workers_text):
+    for words in (
+        text.progress_text,
+        text.final_text,
+        text.rate_text,
+        text.workers_text,
+        text.usage_text,
+    ):
         assert "\n" not in words(state)
 
 
@@ -300,3 +310,17 @@ def test_one_line_is_one_printable_line(words: str, most: int) -> None:
     line = text.one_line(words, most)
     assert len(line) <= most
     assert line.isprintable()
+
+
+def test_what_tasks_have_used() -> None:
+    state = started()
+    assert text.usage_text(state) == ""
+    for name, usage in (("t1", Usage(2.0, 2.0, 612.4)), ("t2", Usage(2.0, 1.0, 300.0))):
+        apply(state, TaskSubmitted(TaskId(name), 4), 100.0)
+        apply(state, TaskEnded(TaskId(name), "done", usage=usage), 101.0)
+    assert text.usage_text(state) == "a task used up to 612 MB, 0.8 cores"
+    apply(state, TaskSubmitted(TaskId("t3"), 4, 800), 101.0)
+    apply(state, RunEnded("done", 1e9), 102.0)
+    used = "a task used up to 612 MB of 800 MB, 0.8 cores"
+    assert text.final_text(state).endswith(f", {used}")
+    assert used not in text.summary_text(state)

@@ -12,11 +12,15 @@ import pytest
 
 import hepscale
 from hepscale import ConfigError, Workers
+from hepscale.config import load_settings
+from hepscale.executor import placing
+from hepscale.executor.engines import machine
 from hepscale.workers import systems
 from hepscale.workers.plan import (
     BATCH_SYSTEMS,
     Address,
     Plan,
+    beyond,
     describe,
     parse_address,
     submit_files,
@@ -222,3 +226,37 @@ def test_catalog_of_the_variables(worker_on_path, monkeypatch):
     monkeypatch.setenv("CATALOG_PORT", "9999")
     command = worker_command(Workers("slurm").plan("mine"))
     assert "--catalog catalog.example.org:9999 -M mine" in shlex.join(command)
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_mb", "said"),
+    [
+        (4, 8000, []),
+        (4, None, []),
+        (5, None, ["5 cores are to be used, and this machine has 4 "]),
+        (4, 8001, ["8001 MB of memory are to be used, and this machine has 8000 "]),
+    ],
+)
+def test_more_than_this_machine_has(cores, memory_mb, said):
+    found = beyond(cores, memory_mb, has_cores=4, has_memory_mb=8000)
+    assert len(found) == len(said)
+    assert all(one.startswith(text) for one, text in zip(found, said, strict=True))
+    assert beyond(cores, memory_mb, has_cores=0, has_memory_mb=0) == []
+
+
+def test_more_than_this_machine_has_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: 8000 * 2**20)
+
+    def said(engine, workers=None, slots=1, memory_mb=None):
+        settings = load_settings(engine=engine, send_credentials=False)
+        return [text.split()[0] for text in placing.warnings(settings, workers, slots, memory_mb)]
+
+    assert said("local", slots=4, memory_mb=2000) == []
+    assert said("local", slots=5, memory_mb=2000) == ["5", "10000"]
+    # each has its share
+    assert said("local", slots=4) == []
+    assert said("workqueue", slots=5, memory_mb=9000) == []
+    assert said("workqueue", Workers(count=2, cores=2, memory_mb=4000)) == []
+    assert said("workqueue", Workers(count=3, cores=2, memory_mb=4000)) == ["6", "12000"]
+    assert said("workqueue", Workers("slurm", count=50, cores=64)) == []

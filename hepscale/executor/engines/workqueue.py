@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hepscale.errors import EngineError, PackError
+from hepscale.executor.allocation import given_mb
 from hepscale.executor.engines import manager as managers
 from hepscale.executor.engines import warm
 from hepscale.executor.engines.queue import (
@@ -59,6 +60,7 @@ class _Running:
     folder: Path
     number: int = 0
     worker: str = ""
+    given_mb: int = 0
 
     def __post_init__(self) -> None:
         self.frames = Tail(self.folder / "frames")
@@ -123,11 +125,11 @@ class WorkQueueEngine:
         """Queue `task`."""
         manager = self._open()
         assert self._shipment is not None
-        running = _Running(task, manager.folder / task.id)
-        memory_mb = self._memory_mb(task.resources.memory_mb)
+        running = _Running(task, manager.folder / task.id, given_mb=self._given_mb(task))
+        limit_mb = self._limit_mb(task.resources.memory_mb)
         try:
             running.folder.mkdir(mode=0o700)
-            inputs = self._shipment.pack(task, running.folder, memory_mb)
+            inputs = self._shipment.pack(task, running.folder, limit_mb)
         except OSError as error:
             raise warm.scratch_unusable(self._settings.scratch_dir, error) from None
         frames = QueueFile(running.folder / "frames", "frames", watch=True, failure_only=True)
@@ -137,7 +139,7 @@ class WorkQueueEngine:
                 inputs,
                 (frames,),
                 cores=task.resources.cores,
-                memory_mb=memory_mb or 1,
+                memory_mb=running.given_mb,
                 disk_mb=task.resources.disk_mb or 1,
                 category="hepscale",
             )
@@ -186,13 +188,31 @@ class WorkQueueEngine:
         self._numbers.clear()
         self._events.clear()
 
-    def _memory_mb(self, wanted_mb: int | None) -> int | None:
-        """Return what a task may use: for more than workers have it would wait for ever."""
-        most_mb = max((one.memory_mb for one in self._open().joined.values()), default=0)
-        if not wanted_mb or not most_mb or wanted_mb <= most_mb:
+    def _most_mb(self) -> int:
+        return max((one.memory_mb for one in self._open().joined.values()), default=0)
+
+    def _limit_mb(self, wanted_mb: int | None) -> int | None:
+        """Return what a task may use: what the user says, as far as there is a worker with that."""
+        most_mb = self._most_mb()
+        if not most_mb or (wanted_mb and wanted_mb <= most_mb):
             return wanted_mb
-        self._say(f"A chunk may use {most_mb} MB, not {wanted_mb}: no worker here has more.")
+        if wanted_mb:
+            self._say(f"A chunk may use {most_mb} MB, not {wanted_mb}: no worker here has more.")
         return most_mb
+
+    def _given_mb(self, task: Task) -> int:
+        """Return the memory that a task asks for."""
+        limit_mb = task.resources.memory_mb
+        wanted_mb = task.expected_memory_mb or limit_mb
+        if not wanted_mb:
+            # as many as a worker has cores for, until more is known
+            shares_mb = [
+                one.memory_mb * task.resources.cores // one.cores
+                for one in self._open().joined.values()
+                if one.memory_mb and one.cores
+            ]
+            wanted_mb = min(shares_mb, default=1)
+        return given_mb(wanted_mb, limit_mb, self._most_mb(), task.attempt)
 
     def _open(self) -> Manager:
         if self._manager is None:
@@ -282,7 +302,8 @@ class WorkQueueEngine:
 
     def _hear(self) -> None:
         manager = self._open()
-        for event in manager.events():
+        events = manager.events()
+        for event in events:
             if isinstance(event, QueueWorkerJoined):
                 self._alone_since_s = None
                 self._joined(event)
@@ -295,8 +316,21 @@ class WorkQueueEngine:
                 self._say(f"A worker at {where} was refused: {event.reason}.")
             elif isinstance(event, QueueTaskPlaced) and event.id in self._running:
                 self._running[event.id].worker = event.worker
+        if any(isinstance(event, QueueWorkerJoined | QueueWorkerLeft) for event in events):
+            self._take_back_too_large()
         if self._alone_since_s is not None:
             self._say_alone(manager, time.monotonic() - self._alone_since_s)
+
+    def _take_back_too_large(self) -> None:
+        """Give tasks back that ask for more memory than any worker has that is left."""
+        manager, most_mb = self._open(), self._most_mb()
+        for running in list(self._running.values()):
+            if most_mb and running.given_mb > most_mb and not running.worker:
+                manager.queue.cancel(running.number)
+                del self._running[running.number], self._numbers[running.task.id]
+                running.remove()
+                reason = "the worker that had the memory for it has gone"
+                self._events.append(TaskEnded(running.task.id, "lost", reason))
 
     def _say(self, text: str) -> None:
         # it comes again every few seconds
@@ -313,4 +347,4 @@ class WorkQueueEngine:
     def _joined(self, one: QueueWorkerJoined, *, warm: bool = False) -> None:
         self._at[one.worker] = one
         host = one.worker.partition(":")[0]
-        self._events.append(WorkerJoined(one.worker_id, one.cores, host, warm=warm))
+        self._events.append(WorkerJoined(one.worker_id, one.cores, host, warm, one.memory_mb))
