@@ -139,7 +139,9 @@ def config_show(as_json: bool, site: str | None) -> None:
     else:
         from rich.console import Console
 
-        Console().print(config_report.settings_table(found))
+        console = Console()
+        # terminals wrap what is too long all the same, but it can be copied
+        console.print(config_report.settings_table(found, console.width), soft_wrap=True)
 
 
 _PACKAGES = (

@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from rich.console import RenderableType
 
     from hepscale.config import Resolved
 
@@ -36,19 +32,35 @@ def settings_json(found: Resolved) -> dict[str, Any]:
     return {"settings": settings, "files": files, "sites": found.sites}
 
 
-def settings_table(found: Resolved) -> RenderableType:
-    """Return settings as a table; those that nobody has given are dim."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("setting", "value", "from"):
-        table.add_column(title, overflow="fold")
-    for name, value in _values(found):
-        origin = found.origin(name)
-        style = "dim" if origin.level == "default" else ""
-        table.add_row(*map(Text, (name, _text(value), str(origin))), style=style)
-    parts: list[RenderableType] = [table, ""]
-    parts.append(Text(f"Files: {', '.join(str(one.path) for one in found.files) or 'none'}"))
-    parts.append(Text(f"Sites: {', '.join(found.sites) or 'none'}"))
-    return Group(*parts)
+def settings_table(found: Resolved, width: int) -> Text:
+    """Return settings as lines that are not to be wrapped; those that nobody has given are dim.
+
+    Parameters
+    ----------
+    found
+        The settings.
+    width
+        Columns of the terminal. What does not fit beside a value is in a line of its own, so that
+        no path is broken.
+    """
+    rows = [(name, _text(value), found.origin(name)) for name, value in _values(found)]
+    names = max(len(name) for name, _, _ in rows)
+    room = width - names - 4
+    values = max((len(text) for _, text, by in rows if len(text) + len(str(by)) <= room), default=5)
+    shown = Text()
+
+    def add(name: str, text: str, by: str, style: str) -> None:
+        fits = max(len(text), values) + len(by) <= room
+        between = " " * max(2, values - len(text) + 2) if fits else "\n" + " " * (names + 2)
+        shown.append(f"{name:<{names}}  {text}{between}{by}\n", style)
+
+    add("setting", "value", "from", "bold")
+    for name, text, origin in rows:
+        add(name, text, str(origin), "dim" if origin.level == "default" else "")
+    files = "\n       ".join(str(one.path) for one in found.files)
+    shown.append(f"\nFiles: {files or 'none'}")
+    shown.append(f"\nSites: {', '.join(found.sites) or 'none'}")
+    return shown
 
 
 def _values(found: Resolved) -> Iterator[tuple[str, Any]]:

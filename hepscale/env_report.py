@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -47,7 +47,8 @@ def report(found: Analysis) -> RenderableType:
     parts: list[RenderableType] = [_imports(found)]
     if found.modules:
         parts += ["", _modules(found)]
-    parts += ["", _distributions(found)]
+    for table in _distributions(found):
+        parts += ["", table]
     if found.missing:
         parts += ["", _missing(found)]
     if found.notes:
@@ -99,14 +100,25 @@ def _modules(found: Analysis) -> Table:
     return table
 
 
-def _distributions(found: Analysis) -> Table:
-    table = _table("Distributions", "name", "version", "MB", "why")
-    ordered = sorted(found.distributions, key=lambda one: (not one.at_import, -one.size_bytes))
-    for one in ordered:
-        style = "" if one.at_import else "dim"
-        size = f"{one.size_bytes / _MB:.1f}"
-        _add(table, one.name, one.version, size, _cut(one.reasons), style=style)
-    return table
+def _distributions(found: Analysis) -> Iterator[Table]:
+    """Yield what the analysis imports itself, in its order, and what that needs, by size."""
+    order = {one.provider: at for at, one in reversed([*enumerate(found.imports)])}
+    by_size = sorted(found.distributions, key=lambda one: -one.size_bytes)
+    own = [one for one in by_size if one.name in order or one.reasons[:1] == ("asked for",)]
+    own.sort(key=lambda one: order.get(one.name, len(order)))
+    needed = [one for one in by_size if one not in own]
+    for title, block in (
+        ("Distributions that are imported", own),
+        ("Imported by these", [one for one in needed if one.at_import]),
+        ("Required besides", [one for one in needed if not one.at_import]),
+    ):
+        table = _table(title, "name", "version", "MB", "why")
+        for one in block:
+            size = f"{one.size_bytes / _MB:.1f}"
+            style = "" if one.at_import else "dim"
+            _add(table, one.name, one.version, size, _cut(one.reasons), style=style)
+        if block:
+            yield table
 
 
 def _missing(found: Analysis) -> Table:
@@ -175,4 +187,6 @@ def environments_table(found: Iterable[tuple[str, float, dict[str, Any]]]) -> Re
             record["closure"],
             f"{size / _MB:.1f}",
         )
-    return table if table.row_count else Text("There are no environments yet.")
+    head = table if table.row_count else Text("There are no environments yet.")
+    foot = "An archive of hepscale env pack is listed once something has run in it."
+    return Group(head, Text(foot, "dim"))

@@ -48,15 +48,18 @@ def prepare(
         The environment cannot be made.
     """
     settings = load_settings()
+    store = settings.cache_dir / "unpacked"
     modules: tuple[LocalModule, ...] = ()
     if archive.is_archive(what):
         made: Environment = archive.take(Path(what), api.store())
+        # what unpacks it would speak of tasks; of a .tar.zst all has been read
+        if what.endswith("gz") and not (store / made.digest / READY).exists():
+            archive.verify(Path(what))
     else:
         found = api.analyze(what)
         modules = found.need.modules
         made = environment.build(api.planned(found), api.store(), closure, tell)
     environ = warm.worker_environ(warm.unpacked(settings, made))
-    store = settings.cache_dir / "unpacked"
     if modules:
         environ["PYTHONPATH"] = str(_copy(modules, store))
     about = store / f"{made.digest}.txt"

@@ -21,10 +21,11 @@ This module imports nothing of HepScale and nothing outside the standard library
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ChunksFailed",
@@ -40,9 +41,13 @@ __all__ = [
     "RunError",
     "RunInterrupted",
     "also_as",
+    "misspelt",
+    "nearest",
 ]
 
 _MOST_ITEMS = 5
+# below it another word is meant: "cores" is no misspelt "workers"
+_ALIKE = 0.75
 
 
 class HepScaleError(Exception):
@@ -151,6 +156,36 @@ class MergeFailed(RunError):
 
 class RunInterrupted(RunError, KeyboardInterrupt):
     """The run was stopped; what had arrived is in ``partial_output``."""
+
+
+def nearest(name: object, known: Iterable[str], alike: float = _ALIKE) -> str:
+    """Return which of the known names a misspelt one stands for, or ""; case does not matter."""
+    by_lower = {one.lower(): one for one in known}
+    found = get_close_matches(str(name).lower(), by_lower, 1, alike)
+    return by_lower[found[0]] if found else ""
+
+
+def misspelt(what: str, name: object, known: Sequence[str], fix: str) -> ConfigError:
+    """Return the error for a name that is none of a few.
+
+    Parameters
+    ----------
+    what
+        What it is the name of.
+    name
+        As it was given.
+    known
+        Those that there are, the usual one first.
+    fix
+        What to write, with ``{}`` in place of the name.
+    """
+    near = nearest(name, known)
+    spelt = f"it is spelt {near!r}; " if near else ""
+    return ConfigError(
+        f"There is no {what} {name!r}.",
+        cause=f"{spelt}known are: {', '.join(known)}",
+        fix=fix.format(near or known[0]),
+    )
 
 
 _combined: dict[tuple[type, type], type] = {}

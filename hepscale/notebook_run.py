@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -126,7 +127,10 @@ def run_script(path: Path, *, timeout_s: int | None = None) -> None:
             fix=f"{sys.executable} -X faulthandler {path}",
         )
     if code:
-        raise NotebookError(f"{path.name} failed with exit code {code}; its own message is above.")
+        raise NotebookError(
+            f"{path.name} failed with exit code {code}; its own message is above.",
+            fix=f"correct what it names, then: hepscale run {shlex.quote(str(path))}",
+        )
 
 
 def run_notebook(
@@ -254,7 +258,8 @@ def _failure(path: Path, client: _Client, error: Exception, timeout_s: int | Non
     if isinstance(error, CellExecutionError):
         value = error.evalue.partition("\n")[0]
         what = f"{error.ename}: {value}" if value else error.ename
-        return NotebookError(f"{where} failed: {what}")
+        again = f"correct it, then: hepscale run {shlex.quote(str(path))}"
+        return NotebookError(f"{where} failed: {what}", fix=again)
     first = next((line for line in client.source.splitlines() if line.strip()), "")
     if isinstance(error, CellTimeoutError):
         return NotebookError(

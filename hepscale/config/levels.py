@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from hepscale.config.files import ConfigFile, config_files, user_file
-from hepscale.config.model import OPEN_TABLES, PATHS, TABLES, Settings
-from hepscale.errors import ConfigError
+from hepscale.config.model import OPEN_TABLES, PATHS, RUN_OPTIONS, TABLES, Settings
+from hepscale.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -145,7 +145,12 @@ def _settings(given: Mapping[Key, _Given]) -> Settings:
         first = error.errors()[0]
         place = tuple(map(str, first["loc"]))
         key = next(key for key in (place[:2], place[:1]) if key in given)
-        raise _unusable(key, *given[key], str(first["msg"]).removeprefix("Value error, ")) from None
+        cause = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            known = re.findall("'([^']+)'", first["ctx"]["expected"])
+            near = nearest(given[key][0], known)
+            cause = (f"it is spelt {near!r}; " if near else "") + f"known are: {', '.join(known)}"
+        raise _unusable(key, *given[key], cause) from None
 
 
 def _flat(
@@ -219,7 +224,7 @@ def _from_environment() -> Iterator[tuple[Key, _Given]]:
 
 @lru_cache(maxsize=64)
 def _resembles(name: str) -> bool:
-    return bool(get_close_matches(name, _VARIABLES, 1, _ALIKE))
+    return bool(nearest(name, _VARIABLES, _ALIKE))
 
 
 def _profiles(file: ConfigFile) -> dict[str, dict[str, Any]]:
@@ -239,12 +244,12 @@ def _profile(files: Iterable[ConfigFile], name: str, origin: Origin) -> dict[Key
         found.update(_from_file(file, profiles.get(name, {}), ("site", name)))
     if name in known:
         return found
-    near = get_close_matches(name, known, 1)
+    near = nearest(name, known)
     raise ConfigError(
         f"There is no site {name!r}.",
         items=_items(origin),
         cause=f"known are: {', '.join(sorted(known))}" if known else "no file has such a profile",
-        fix=f"site={near[0]!r}"
+        fix=f"site={near!r}"
         if near
         else f"write a table [site.{name}] in {user_file() or 'hepscale.toml'}",
     )
@@ -255,16 +260,17 @@ def _items(origin: Origin) -> list[str]:
 
 
 def _unknown(name: str, known: Iterable[str], origin: Origin) -> ConfigError:
-    near = get_close_matches(name, list(known), 1)
-    what = "variable" if origin.level == "environment" else "setting"
-    return ConfigError(
-        f"There is no {what} {name!r}.",
-        items=_items(origin),
-        cause=f"it is spelt {near[0]!r}" if near else f"known are: {', '.join(sorted(known))}",
-        fix=f"write {near[0]} in place of {name}"
-        if near
-        else f"remove {name}, see: hepscale config show",
+    inside = [f"{table}.{name}" for table, names in TABLES.items() if name in names]
+    near = next(iter(inside), "") or nearest(name, known)
+    cause = f"it is spelt {near!r}" if near else f"known are: {', '.join(sorted(known))}"
+    fix = (
+        f"write {near} in place of {name}" if near else f"remove {name}, see: hepscale config show"
     )
+    if name in RUN_OPTIONS:
+        cause = "it is an option of the executor" + (f"; of workers it is {near!r}" * bool(inside))
+        fix = f"HepScaleExecutor({name}=...)" + (f", or {fix}" * bool(inside))
+    what = "variable" if origin.level == "environment" else "setting"
+    return ConfigError(f"There is no {what} {name!r}.", items=_items(origin), cause=cause, fix=fix)
 
 
 def _unusable(key: Key, value: Any, origin: Origin, cause: str) -> ConfigError:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
-__all__ = ["OPEN_TABLES", "PATHS", "TABLES", "Settings", "WorkersSettings", "home"]
+__all__ = ["OPEN_TABLES", "PATHS", "RUN_OPTIONS", "TABLES", "Settings", "WorkersSettings", "home"]
 
 _LAST_PORT = 65535
 
@@ -177,5 +177,10 @@ class Settings(_Table):
 TABLES = {"workers": frozenset(WorkersSettings.model_fields)}
 # tables with keys that somebody else checks
 OPEN_TABLES = frozenset({"cvmfs"})
+# options of the executor that belong to an analysis, not to a place
+RUN_OPTIONS = frozenset(
+    {"closure", "cores", "environment", "exclude_packages", "extra_packages", "files", "memory_mb"}
+    | {"resume", "retries", "wall_s"}
+)
 # in a file they are relative to its folder
 PATHS = frozenset({"cache_dir", "run_dir", "scratch_dir", "password_file"})

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hepscale.env import index, interpreter, local, places, resolve
+from hepscale.env import index, interpreter, local, magics, places, resolve
 from hepscale.env.imports import How, Import, find_imports
 from hepscale.env.plan import Need
 from hepscale.env.sources import Note, Sources, Unit
@@ -216,7 +216,7 @@ def examine(
         ),
         tuple(_used(one, walk.reasons) for one in need.modules),
         resolution.missing,
-        (*found.notes, *walk.notes),
+        (*_open(found.notes, known), *_open(walk.notes, known), *_of_absent(walk, known)),
         need,
     )
 
@@ -237,6 +237,23 @@ def _of_shared(walk: _Walk, known: Index) -> Iterator[Import]:
             for name in (one.name, *(f"{one.name}.{member}" for member in one.members)):
                 if known.module_file(name):
                     yield replace(one, name=name, members=())
+
+
+def _open(notes: Iterable[Note], known: Index) -> Iterator[Note]:
+    """Yield notes, but for those of commands that install what is installed already."""
+    for note in notes:
+        wanted = magics.requirements(note.fix)
+        if not wanted or not all(map(known.has, wanted)):
+            yield note
+
+
+def _of_absent(walk: _Walk, known: Index) -> Iterator[Note]:
+    """Yield notes of modules that the installed packages do not have."""
+    for one in walk.outside:
+        owner = known.owner(one.name)
+        if one.how == "sure" and owner is not None and known.lacks(one.name):
+            text = f"there is no module {one.name} in {owner} {known.distributions[owner].version}"
+            yield Note(one.where, text, f"correct the name, or install a {owner} that has it")
 
 
 def _refuse_local(exclude: Sequence[str], modules: Mapping[str, LocalModule], known: Index) -> None:

@@ -11,7 +11,7 @@ from hepscale.env import analysis, environment, sources
 from hepscale.env.pack import FORMATS
 from hepscale.env.plan import Plan, plan
 from hepscale.env.store import Store
-from hepscale.errors import ConfigError
+from hepscale.errors import ConfigError, misspelt
 
 if TYPE_CHECKING:
     import os
@@ -128,18 +128,10 @@ def pack(
         A file cannot be read, or the archive cannot be written.
     """
     if closure not in environment.CLOSURES:
-        raise ConfigError(
-            f"There is no closure {closure!r}.",
-            cause=f"known are: {', '.join(environment.CLOSURES)}",
-            fix='closure="full"',
-        )
+        raise misspelt("closure", closure, environment.CLOSURES, 'closure="{}"')
     form = format or ("tar.zst" if str(output).endswith(".zst") else "tar.gz")
     if form not in FORMATS:
-        raise ConfigError(
-            f"There is no format {form!r}.",
-            cause=f"known are: {', '.join(FORMATS)}",
-            fix='format="tar.gz"',
-        )
+        raise misspelt("format", form, FORMATS, 'format="{}"')
     if str(output).endswith((".gz", ".tgz", ".zst")) and not str(output).endswith(_SUFFIXES[form]):
         raise ConfigError(
             f"{output} is no name for an archive of the format {form}.",

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from hepscale.env.store import Store
 
-__all__ = ["is_archive", "spec", "take"]
+__all__ = ["is_archive", "spec", "take", "verify"]
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar.zst")
+_BLOCK_BYTES = 1 << 20
 _DAMAGE = (OSError, EOFError, zlib.error)
 _OWN = f"{pack.OWN_FOLDER}/environment.json"
 _CONDA = re.compile(r"conda-meta/([^/]+)-([^-/]+)-[^-/]+\.json")
@@ -91,6 +92,27 @@ def spec(path: Path) -> Spec:
     if "python" not in items:
         raise _no_environment(path, "it holds no Python")
     return Spec(items["python"].version, distributions=items)
+
+
+def verify(path: Path) -> None:
+    """Read a whole ``.tar.gz``: its description stands at its beginning.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(_BLOCK_BYTES):
+                pass
+    except _DAMAGE as error:
+        raise InputError(
+            "The archive is damaged.",
+            items=[f"{path}: {error}"],
+            cause="it was cut short or changed while it was written or copied",
+            fix=f"copy it again, or make it again: hepscale env pack analysis.ipynb -o {path}",
+        ) from error
 
 
 def _existing(path: Path) -> Path:

@@ -6,11 +6,15 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from dataclasses import fields, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from packaging.utils import canonicalize_name
 
 from hepscale.env.installed import Found
 from hepscale.env.metadata import Watch
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from packaging.requirements import Requirement
+
     from hepscale.env.interpreter import Interpreter
 
 __all__ = ["Distribution", "Index", "InstalledFile", "load"]
@@ -41,6 +47,8 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _FIELDS = tuple(field.name for field in fields(Distribution))
+# modules without a file: in sys.modules, on other paths, by finders, "lazy" or "extern"
+_MAKES_MODULES = re.compile(rb"__path__|\bmodules\b|meta_path|(?i:lazy|lazi|extern|apipkg|alias)")
 _NO_MODULES = frozenset({"setup", "conftest"})
 
 
@@ -95,6 +103,11 @@ class Index:
             part = part.rpartition(".")[0]
         return names[:1]
 
+    def has(self, wanted: Requirement) -> bool:
+        """Return whether a distribution is installed in a version that was asked for."""
+        found = self.distributions.get(canonicalize_name(wanted.name))
+        return found is not None and wanted.specifier.contains(found.version, prereleases=True)
+
     def shared_parts(self) -> Iterator[tuple[str, str]]:
         """Yield distribution and dotted module of what lies in packages that several share."""
         for module, name in self._parts.modules.items():
@@ -110,6 +123,19 @@ class Index:
             modules that are not there.
         """
         return self._modules.find(module)[0] or None
+
+    def lacks(self, module: str) -> bool:
+        """Return whether a module is certainly absent, although the package that it is named in
+        is there: it has no file, and the packages above it make no modules in another way.
+        """
+        parts = module.split(".")
+        for at in range(1, len(parts)):
+            file, folders = self._modules.find(".".join(parts[:at]))
+            if not file.endswith("/__init__.py") or _makes_modules(file):
+                return False
+            if not any(self._modules.entries(folder, parts[at]) for folder in folders):
+                return True
+        return False
 
     def files(self, name: str) -> tuple[InstalledFile, ...]:
         """Return the files of a distribution that are there, sorted by target.
@@ -176,19 +202,19 @@ class _Modules:
         spaces = []
         for folder in folders:
             inner = f"{folder}/{name}"
-            if (name, True) in self._entries(folder, name):
+            if (name, True) in self.entries(folder, name):
                 file = self._file(inner, "__init__")
                 if file:
                     return file, (inner,)
             file = self._file(folder, name)
             if file:
                 return file, ()
-            if (name, True) in self._entries(folder, name):
+            if (name, True) in self.entries(folder, name):
                 spaces.append(inner)
         return "", tuple(spaces)
 
     def _file(self, folder: str, stem: str) -> str:
-        names = [name for name, is_folder in self._entries(folder, stem) if not is_folder]
+        names = [name for name, is_folder in self.entries(folder, stem) if not is_folder]
         for name in sorted(names, key=lambda name: (not name.endswith(".so"), name[-4:] == ".pyc")):
             middle, _, suffix = name[len(stem) + 1 :].rpartition(".")
             if suffix == "so" and (middle in {"", "abi3"} or middle.startswith(self._tag)):
@@ -197,12 +223,22 @@ class _Modules:
                 return f"{folder}/{name}"
         return ""
 
-    def _entries(self, folder: str, stem: str) -> list[tuple[str, bool]]:
+    def entries(self, folder: str, stem: str) -> list[tuple[str, bool]]:
+        """Return names in a folder that are `stem` up to their first dot, and which are folders."""
         if folder not in self._listings:
             stems = self._listings[folder] = {}
             for name, is_folder in listing(folder).items():
                 stems.setdefault(name.partition(".")[0], []).append((name, is_folder))
         return self._listings[folder].get(stem, [])
+
+
+@lru_cache(maxsize=1024)
+def _makes_modules(file: str) -> bool:
+    try:
+        with open(file, "rb") as source:
+            return _MAKES_MODULES.search(source.read()) is not None
+    except OSError:
+        return True
 
 
 def _with_linked(found: Found) -> Found:

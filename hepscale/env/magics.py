@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from hepscale.env.units import parse
 
@@ -18,6 +21,7 @@ __all__ = [
     "STATEMENTS",
     "installs",
     "modules",
+    "requirements",
     "run_target",
     "statement",
 ]
@@ -39,6 +43,7 @@ _INSTALL = re.compile(
     r"(?:^|[\s/])(?:pip[\d.]*|conda|mamba|micromamba|pixi|uv|easy_install)\s(?:.*\s)?"
     r"(?:install|add)\s+\S|(?:^|[\s/])easy_install\s+\S"
 )
+_QUIET = frozenset({"-U", "-q", "-qq", "-y", "--quiet", "--upgrade", "--user", "--yes"})
 _PYTHON = re.compile(r"\{\s*sys\.executable\s*\}|\$\{?\w*(?:python|PYTHON|executable)\w*\}?")
 _SECRET = re.compile(r"://[^/\s]*@")
 _WORD = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|((?:\\.|[^\s"'])+))""")
@@ -62,6 +67,16 @@ def installs(command: str) -> Iterator[str]:
     for part in re.split(r"&&|\|\||[;|\n]", command):
         if _INSTALL.search(part):
             yield _SECRET.sub("://***@", _PYTHON.sub("python", part.strip()))[:200]
+
+
+def requirements(command: str) -> list[Requirement]:
+    """Return what a command is to install; nothing where that is not plain to see."""
+    found = _INSTALL.search(command)
+    try:
+        words = shlex.split(command[found.end() - 1 :]) if found else []
+        return [Requirement(word) for word in words if word not in _QUIET]
+    except (ValueError, InvalidRequirement):
+        return []
 
 
 def run_target(text: str) -> tuple[str, str]:

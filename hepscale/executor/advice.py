@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,8 @@ class _Known(NamedTuple):
     fix: str
 
 
+_QUOTED = re.compile("'([^']+)'$")
+_SYNTAX = re.compile(r"(?:Syntax|Indentation|Tab)Error: .*\((.+\.py, line \d+)\)$")
 _DAMAGED = "the file is truncated or damaged: a copy that was interrupted"
 _COPY = "copy the file again, or leave it out of the fileset: FILE"
 # of failures within a line of the analysis
@@ -39,7 +42,7 @@ _IN_ANALYSIS = (
     _Known(
         "FileNotFoundError",
         "a path that is wrong, or relative: tasks run in folders of their own",
-        "open it by an absolute path: os.path.abspath(...) where the processor is made",
+        'HepScaleExecutor(files=["NAME"]) sends it along; or open it by its absolute path',
     ),
     _Known(
         "SystemExit",
@@ -194,13 +197,14 @@ def _failed(
     original = unwrap(first.exceptions[0]) if first.exceptions else None
     cls = also_as(base, type(original)) if original is not None else base
     known = _known(first)
+    name = _QUOTED.search(first.reason)
     cause, fix = (known.cause, known.fix) if known else _by_kind(first)
     error = cls(
         _fact(outcome, unit),
         items=_items(outcome.failed),
         detail=_detail(first, is_known=known is not None),
         cause=cause,
-        fix=fix.replace("FILE", first.file or "FILE"),
+        fix=fix.replace("FILE", first.file or "FILE").replace("NAME", name[1] if name else "NAME"),
     )
     assert isinstance(error, RunError)
     error.__cause__ = original
@@ -238,6 +242,9 @@ def _known(failure: ChunkFailure) -> _Known | None:
 def _by_kind(failure: ChunkFailure) -> tuple[str, str]:
     if failure.kind in _BY_KIND:
         return _BY_KIND[failure.kind]
+    broken = _SYNTAX.match(failure.reason)
+    if broken:
+        return "a local module is not Python", f"correct {broken[1]}, then run again"
     if failure.where:
         return "an error in the analysis", f"correct {failure.where.partition(' in ')[0]}"
     return "", "look at .failed of this exception"

@@ -23,7 +23,7 @@ from hepscale.config import Settings, load_settings
 from hepscale.env import local
 from hepscale.env.api import DEFAULT_CLOSURE
 from hepscale.env.environment import CLOSURES
-from hepscale.errors import ConfigError, HepScaleError, PayloadError
+from hepscale.errors import ConfigError, HepScaleError, PayloadError, misspelt
 from hepscale.executor import (
     advice,
     chunking,
@@ -157,11 +157,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             placing.check(self.engine, self.workers)
         placing.check(self._settings().engine, self.workers)
         if self.closure not in CLOSURES:
-            raise ConfigError(
-                f"There is no closure {self.closure!r}.",
-                cause=f"known are: {', '.join(CLOSURES)}",
-                fix='HepScaleExecutor(closure="full")',
-            )
+            raise misspelt("closure", self.closure, CLOSURES, 'HepScaleExecutor(closure="{}")')
         for name in ("extra_packages", "exclude_packages", "files"):
             given = getattr(self, name)
             if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):

@@ -59,7 +59,8 @@ def _refuse_nested(exceptions: Iterable[Mapping[str, Any]]) -> None:
         So it is.
     """
     # nothing else that a task runs raises it
-    if any(one["type"] == PayloadError.__name__ for one in exceptions):
+    name = f"{PayloadError.__module__}.{PayloadError.__qualname__}"
+    if any(one["type"] == name for one in exceptions):
         raise advice.nested_run("The analysis starts a run when it is loaded on a worker.")
 
 

@@ -6,7 +6,7 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from hepscale.errors import ConfigError
+from hepscale.errors import ConfigError, misspelt
 from hepscale.executor.engines import machine, warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.packing import PACKED
@@ -36,11 +36,7 @@ def check(name: str, workers: Workers | None) -> None:
         So it is.
     """
     if name not in _ENGINES:
-        raise ConfigError(
-            f"There is no engine {name!r}.",
-            cause=f"known are: {', '.join(_ENGINES)}",
-            fix='HepScaleExecutor(engine="local")',
-        )
+        raise misspelt("engine", name, _ENGINES, 'HepScaleExecutor(engine="{}")')
     if workers is not None and not isinstance(workers, Workers):
         raise ConfigError(
             f"workers={workers!r} cannot be used.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coffea.nanoevents import BaseSchema
 from coffea.processor import Runner
 
-from hepscale.errors import ConfigError, InputError, also_as
+from hepscale.errors import ConfigError, InputError, also_as, nearest
 from hepscale.executor import payload
 
 if TYPE_CHECKING:
@@ -125,11 +124,11 @@ def _sorted_options(
         elif name in _FORMER_OPTIONS:
             warnings.warn(f"the option {name!r} has no effect any more", stacklevel=3)
         else:
-            near = get_close_matches(name, known | _RUNNER_OPTIONS, n=1, cutoff=0.5)
+            near = nearest(name, known | _RUNNER_OPTIONS)
             raise ConfigError(
                 f"There is no option {name!r}.",
-                cause=f"it is spelt {near[0]!r}" if near else "",
-                fix=f'executor_args={{"{near[0]}": {value!r}}}'
+                cause=f"it is spelt {near!r}" if near else "",
+                fix=f'executor_args={{"{near}": {value!r}}}'
                 if near
                 else f"known are: {', '.join(sorted(known | _RUNNER_OPTIONS))}",
             )

@@ -140,6 +140,8 @@ class TerminalView:
     def close(self, state: RunState) -> None:
         """Replace the bar by one line."""
         if self._live is not None:
+            # what had not been due: a bar in a recording is not to end short of its end
+            self._draw(state)
             self._live.stop()
             self._live = None
         style = _STYLES.get(state.status or "", "yellow")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from hepscale.config import Settings, load_settings
-from hepscale.errors import ConfigError, EngineError
+from hepscale.errors import ConfigError, EngineError, misspelt
 from hepscale.workers import groups
 from hepscale.workers.plan import BATCH_SYSTEMS, BatchName, Plan, parse_address
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
@@ -105,10 +105,7 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.batch not in BATCH_SYSTEMS:
-            raise ConfigError(
-                f"Workers: batch={self.batch!r} is not known.",
-                fix=f"choose one of {', '.join(BATCH_SYSTEMS)}",
-            )
+            raise misspelt("batch system", self.batch, BATCH_SYSTEMS, 'Workers("{}")')
         for name in ("count", "cores", "memory_mb", "disk_mb", "idle_s"):
             value = getattr(self, name)
             optional = name.endswith("_mb") and value is None

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,26 @@ def test_raises(files):
     assert failure.reason == "ZeroDivisionError: division by zero"
     assert failure.where.endswith(f":{line} in divide: return len(events) / nothing")
     assert f":{line}" in error.fix
+
+
+def test_file_that_is_not_sent_along(files):
+    error = failing(only(BAD, lambda events: Path("weights.json").read_text()), files.fileset)
+    assert isinstance(error, FileNotFoundError)
+    assert error.fix.startswith('HepScaleExecutor(files=["weights.json"]) sends it along')
+
+
+def test_local_module_that_is_not_python(files, tmp_path, monkeypatch):
+    (tmp_path / "unfinished.py").write_text("x = 1\ndef cut(x:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def cut(events):
+        import unfinished
+
+        return unfinished.x
+
+    error = failing(only(BAD, cut), files.fileset)
+    assert isinstance(error, SyntaxError)
+    assert error.fix == "correct unfinished.py, line 2, then run again"
 
 
 def test_raises_an_error_with_a_cause(files):

@@ -75,6 +75,15 @@ def test_nothing_to_run_in(cache: Path, what: str) -> None:
     assert "Next: " in said
 
 
+def test_archive_that_was_cut_short(cache: Path, archive: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "env.tar.gz"
+    copy.write_bytes(archive.read_bytes()[:-1000])
+    told = env(cache, "run", copy, "lamp", code=1)
+    assert "The archive is damaged." in told
+    assert f"hepscale env pack analysis.ipynb -o {copy}" in told
+    assert "tasks" not in told
+
+
 def test_script_brings_its_local_modules(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "analysis.py").write_text("import helper, packaging\n")
     (tmp_path / "helper.py").write_text("import sys\nNAME = 'first'\n")

@@ -110,8 +110,11 @@ def test_progress_of_runs_is_passed_on_as_lines(tmp_path, screen, monkeypatch):
 
 def test_failing_cell(tmp_path, screen):
     path = write(tmp_path / "a.ipynb", "x = 0", "print('so far', end='')\n1 / x", "print('no')")
-    with pytest.raises(NotebookError, match=r"Cell 2 of 3 of a\.ipynb failed: ZeroDivisionError"):
+    with pytest.raises(
+        NotebookError, match=r"Cell 2 of 3 of a\.ipynb failed: ZeroDivisionError"
+    ) as caught:
         screen.run(path, out=tmp_path / "b.ipynb")
+    assert caught.value.fix == f"correct it, then: hepscale run {path}"
     assert screen.stdout == "so far\n"
     assert "Cell 2 of 3 failed" in screen.stderr
     assert "2 1 / x" in screen.stderr
@@ -123,7 +126,9 @@ def test_failing_cell(tmp_path, screen):
 def test_failing_cell_on_the_command_line(tmp_path):
     done = hepscale("run", write(tmp_path / "a.ipynb", "1 / 0"))
     assert done.returncode == 1
-    assert done.stderr.endswith("failed: ZeroDivisionError: division by zero\n")
+    what, _, then = done.stderr.rstrip().rpartition("\n")
+    assert what.endswith("failed: ZeroDivisionError: division by zero")
+    assert then == f"Next: correct it, then: hepscale run {tmp_path}/a.ipynb"
     assert "nbclient" not in done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import nbformat.v4
 import pytest
+from rich.console import Console
 from site_folder import direct_url, finder, write
 from sites import Site
 
@@ -95,6 +97,38 @@ def test_each_import_has_its_place_and_origin(look: Look) -> None:
     assert found.need.standard == {"json"}
 
 
+def test_modules_that_an_installed_package_does_not_have(look: Look, site: Site) -> None:
+    tricks = {"lazy/__init__.py": "import sys\nsys.modules['lazy.made'] = sys\n"}
+    site.put("lazy", {**tricks, "lazy/below/__init__.py": ""})
+    site.put("space-a", {"space/a/__init__.py": ""})
+    site.put("native", {"native/__init__.py": "", "native/fast.cpython-39-x.so": ""})
+    source = (
+        "import lamp.bulb, lamp.blub\nfrom lamp.nothere.deep import x\n"
+        # an attribute, or made by what is imported
+        "from lamp import switch\nimport lazy.made\nimport lazy.below.made\n"
+        "import space.a, space.b\nimport native.fast\nimport shade.attribute\n"
+        "try:\n    import lamp.old\nexcept ImportError:\n    pass\n"
+    )
+    found = look({"analysis.py": source})
+    assert [(one.where, one.text) for one in found.notes] == [
+        ("analysis.py, line 1", "there is no module lamp.blub in lamp 1.0"),
+        ("analysis.py, line 2", "there is no module lamp.nothere.deep in lamp 1.0"),
+    ]
+    assert found.notes[0].fix == "correct the name, or install a lamp that has it"
+
+
+def test_installing_what_is_there_is_not_worth_a_note(look: Look) -> None:
+    cells = [
+        "!pip install lamp",
+        "%pip install -q 'lamp>=0.5' shade",
+        "!pip install lamp new",
+        "!pip install 'lamp>2'",
+        "!pip install -r requirements.txt",
+    ]
+    found = look({"a.ipynb": notebook(*cells)}, "a.ipynb")
+    assert [one.where for one in found.notes] == [f"cell {n}, line 1" for n in (3, 4, 5)]
+
+
 def test_closure_with_reasons_and_sizes(look: Look) -> None:
     found = look({"analysis.py": "import lamp\nimport helper\n", "helper.py": "x = 1\n"})
     lamp, shade = found.distributions
@@ -109,7 +143,7 @@ def test_closure_with_reasons_and_sizes(look: Look) -> None:
 
 
 def test_notebook_with_a_broken_cell(look: Look) -> None:
-    cells = ["import lamp", "x = (", "%%time\nimport helper", "!pip install idle", "import shade"]
+    cells = ["import lamp", "x = (", "%%time\nimport helper", "!pip install other", "import shade"]
     found = look({"a.ipynb": notebook(*cells), "helper.py": "def f(:\n"}, "a.ipynb")
     assert names(found) == (["lamp", "shade"], ["helper"], [])
     assert [one.where for one in found.notes] == [
@@ -429,3 +463,19 @@ def test_json_says_the_same(look: Look) -> None:
         assert told[name] == json.loads(
             json.dumps([dataclasses.asdict(one) for one in getattr(found, name)])
         )
+
+
+def test_report_begins_with_what_the_user_imports(look: Look, site: Site) -> None:
+    site.put("tool", {"tool.py": "import part\n"}, requires=["part", "unused"])
+    site.put("part", {"part.py": "x = 1\n" * 999})
+    site.put("unused", {"unused.py": "x = 1\n"})
+    found = look({"analysis.py": "import tool, lamp\n"}, extra=["idle"])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(env_report.report(found))
+    words = [line.split()[0] for line in console.export_text().splitlines() if line.strip()]
+    shown = words[words.index("Distributions") :]
+    assert [word for word in shown if word not in {"name", "Distributions"}] == [
+        *("tool", "lamp", "idle"),
+        *("Imported", "part"),
+        *("Required", "unused", "shade", "6"),
+    ]

@@ -193,6 +193,19 @@ def test_zstd_that_is_cut_behind_its_description(tmp_path: Path, store: Store) -
     assert archive.take(path, store).python == "3.11.7"
 
 
+def test_gzip_that_is_cut_behind_its_description(tmp_path: Path, store: Store) -> None:
+    path = ours(tmp_path / "env.tar.gz")
+    archive.verify(path)
+    content = path.read_bytes()
+    for damaged in (content[:-30], content[:-10] + b"\xff" * 10):
+        path.write_bytes(damaged)
+        assert archive.take(path, store).python == "3.11.7"
+        with pytest.raises(InputError) as caught:
+            archive.verify(path)
+        assert caught.value.fact == "The archive is damaged."
+        assert caught.value.fix.endswith(f"hepscale env pack analysis.ipynb -o {path}")
+
+
 @pytest.mark.parametrize("text", ["[]", '{"format": 1}', '{"format": 7}'])
 def test_description_that_is_damaged_or_newer(tmp_path: Path, store: Store, text: str) -> None:
     path = ours(tmp_path / "env.tar.gz", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from coffea.processor.executor import ExecutorBase
 
+import hepscale
 from hepscale import HepScaleExecutor
 from hepscale.cli import main
-from hepscale.config import files, load_settings, resolve
+from hepscale.config import Settings, files, load_settings, resolve
+from hepscale.config.model import RUN_OPTIONS
 from hepscale.errors import ConfigError
 
 CLUSTER = """
@@ -263,6 +267,40 @@ def test_unknown_key_names_the_nearest(layout, place, text, name, meant, line):
     assert f"write {meant} in place of {name}" in error.fix or not meant
 
 
+def test_key_of_a_table_and_option_of_a_run(layout):
+    layout.write("project", "[site.x]\ncores = 4\n")
+    error = refused("x")
+    assert "'workers.cores'" in error.cause
+    assert error.fix == "HepScaleExecutor(cores=...), or write workers.cores in place of cores"
+    layout.write("project", "environment = 'packed'\n")
+    assert refused().fix == "HepScaleExecutor(environment=...)"
+    layout.write("project", "count = 4\n")
+    assert refused().fix == "write workers.count in place of count"
+
+
+def test_options_of_a_run_are_those_of_the_executor():
+    options = {one.name for one in dataclasses.fields(HepScaleExecutor)}
+    inherited = {one.name for one in dataclasses.fields(ExecutorBase)}
+    assert options - inherited - {*Settings.model_fields} == RUN_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("make", "meant"),
+    [
+        (lambda: HepScaleExecutor(engine="workqeue"), "workqueue"),
+        (lambda: HepScaleExecutor(closure="import"), "imports"),
+        (lambda: hepscale.pack("a.py", "a.tar.gz", closure="import"), "imports"),
+        (lambda: hepscale.Workers("slrum"), "slurm"),
+        (lambda: hepscale.Workers("Slurm"), "slurm"),
+        (lambda: load_settings(workers={"batch": "slrum"}), "slurm"),
+    ],
+)
+def test_misspelt_choice_names_the_nearest(layout, make, meant):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.cause.startswith(f"it is spelt {meant!r}; known are: ")
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
@@ -293,8 +331,8 @@ def test_unknown_argument_names_the_nearest(layout):
 @pytest.mark.parametrize(
     ("text", "name", "cause"),
     [
-        ("engine = 'dask'", "engine", "'local', 'workqueue' or 'taskvine'"),
-        ("engine = 3", "engine", "'local'"),
+        ("engine = 'dask'", "engine", "local, workqueue, taskvine"),
+        ("engine = 3", "engine", "local"),
         ("keep_runs = 'many'", "keep_runs", "integer"),
         ("keep_runs = 0", "keep_runs", "greater than or equal to 1"),
         ("keep_runs = true", "keep_runs", "neither true nor false"),
@@ -309,7 +347,7 @@ def test_unknown_argument_names_the_nearest(layout):
         ("run_dir = '~nobody-of-this-name/runs'", "run_dir", "home"),
         ("workers = 3", "workers", "[workers]"),
         ("cvmfs = 'cms.cern.ch'", "cvmfs", "[cvmfs]"),
-        ("workers.batch = 'lsf'", "workers.batch", "'slurm'"),
+        ("workers.batch = 'lsf'", "workers.batch", "slurm"),
         ("workers.cores = 0", "workers.cores", "greater"),
         ("workers.options = 3", "workers.options", "tuple"),
         ('workers.options = "--comment=\'"', "workers.options", "closing quotation"),
@@ -474,6 +512,19 @@ def test_show_is_a_table_without_passwords(layout, monkeypatch):
     assert "secret" not in table + show("--json", "--site", "my-cluster")
     assert rows["Files:"] == [str(etc)]
     assert rows["Sites:"] == ["my-cluster"]
+
+
+def test_show_breaks_no_path(layout, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    etc = layout.write("etc", CLUSTER)
+    folder = f"/data/{'deep/' * 20}runs"
+    monkeypatch.setenv("HEPSCALE_RUN_DIR", folder)
+    lines = [line.split() for line in show("--site", "my-cluster").splitlines()]
+    assert ["engine", "workqueue"] in lines
+    assert [f"{etc}:3", "[site.my-cluster]"] in lines
+    assert ["run_dir", folder] in lines
+    assert ["HEPSCALE_RUN_DIR"] in lines
+    assert ["port", "-", "default"] in lines
 
 
 def test_show_of_a_profile_that_is_not_there(layout):

@@ -68,7 +68,7 @@ def test_the_tree_is_the_one_that_is_drawn():
     for cls in CLASSES:
         ours = [one for one in cls.__mro__ if issubclass(one, HepScaleError)]
         assert depths[cls.__name__] == len(ours), cls
-    assert set(errors.__all__) == {*depths, "also_as"}
+    assert set(errors.__all__) == {*depths, "also_as", "misspelt", "nearest"}
     assert {cls.__name__ for cls in CLASSES} <= set(hepscale.__all__)
 
 

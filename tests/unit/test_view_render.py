@@ -290,7 +290,10 @@ def test_a_terminal_keeps_one_line() -> None:
     state = running()
     view.update(state)
     view.close(ended(running(40)))
-    assert "\x1b[?25h" in console.file.getvalue()  # type: ignore[attr-defined]
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[?25h" in written
+    assert " 50 %" in written
+    assert written.rindex("100 %") < written.index("\x1b[?25h")
     last = console.export_text().splitlines()[-1]
     assert (
         last == "Processing: 40 of 40 chunks, 2,000,000 events in 4.0 s (500 k events/s), 0 failed"

@@ -156,7 +156,6 @@ def test_names_are_matched_as_they_are():
 @pytest.mark.parametrize(
     "given",
     [
-        {"batch": "lsf"},
         {"count": 0},
         {"cores": 1.5},
         {"memory_mb": 0},
@@ -172,6 +171,12 @@ def test_names_are_matched_as_they_are():
 def test_what_cannot_be_used(given):
     with pytest.raises(ConfigError, match=r"^Workers: "):
         Workers(**given)
+
+
+def test_batch_system_that_there_is_none_of():
+    with pytest.raises(ConfigError, match="There is no batch system 'lsf'") as caught:
+        Workers("lsf")
+    assert "slurm" in caught.value.cause
 
 
 def test_a_description_does_not_change():
