@@ -126,7 +126,7 @@ def test_a_worker_of_another_protocol_is_told(crew, told):
 
     def act():
         crews.busy_workers(1)
-        started.append(crews.Relay(newer))
+        started.append(crews.Relay(lambda: newer))
         started.append(crews.more(at=started[0].address))
 
     try:
