@@ -236,6 +236,9 @@ def _check_engine(name: str, engine: str) -> Check:
     except HepScaleError as error:
         fact = " ".join([error.fact, *error.items])
         return Check(name, "warn", f"{fact} Needed for clusters only.", error.fix)
+    # a library of others that is damaged may raise anything
+    except Exception as error:  # noqa: BLE001
+        return Check(name, "warn", f"its library cannot be used: {error}", f"{_CONDA} ndcctools")
     return Check(name, "ok", text)
 
 

@@ -117,12 +117,12 @@ def list_() -> None:
         number: int | str
         try:
             number = groups.alive(group)
+            if not number and not groups.is_watched(group):
+                records.forget(group)
+                continue
         except EngineError as error:
             number = "?"
             click.echo(f"{group.id}: {error}", err=True)
-        if number == 0:
-            records.forget(group)
-            continue
         row = (group.id, group.batch, group.address, group.job or group.host)
         size = (f"{number} of {group.count}", str(group.cores), f"{group.memory_mb} MB")
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(group.started_s))

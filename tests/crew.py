@@ -166,10 +166,13 @@ def more(count: int = 1, at: str = "", password: Path | None = None, **options: 
 
 
 class Relay:
-    """Stands between workers and the manager of this process, and may change what they say."""
+    """Stands between workers and the manager of this process, and may change what they say.
 
-    def __init__(self, change: Callable[[bytes], bytes]) -> None:
-        self._change = change
+    What `each` makes for a connection may raise an `OSError`, which cuts it.
+    """
+
+    def __init__(self, each: Callable[[], Callable[[bytes], bytes]]) -> None:
+        self._each = each
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._ends: list[socket.socket] = [self._listener]
         self._threads = [threading.Thread(target=self._accept)]
@@ -194,7 +197,7 @@ class Relay:
                 worker, _ = self._listener.accept()
                 there = socket.create_connection(("127.0.0.1", manager().queue.port))
                 self._ends += [worker, there]
-                for way in ((worker, there, self._change), (there, worker, bytes)):
+                for way in ((worker, there, self._each()), (there, worker, bytes)):
                     self._threads.append(threading.Thread(target=_carry, args=way))
                     self._threads[-1].start()
 

@@ -39,6 +39,9 @@ __all__ = ["main"]
 
 _WATCH_S = 0.05
 _IDLE_LOOK_S = 1.0
+# so long after the end of a task its worker is told of it once more: it may miss the kernel's word,
+# and would look seconds later
+_REMIND_S = (0.05, 0.5)
 # more of what a task prints is not kept
 _MOST_OUTPUT_BYTES = 1_000_000
 # a task that fails with less room than this on its disk fails for want of it
@@ -140,6 +143,7 @@ class _Forkserver:
             # the manager holds the other end of our standard input for as long as it lives
             self.selector.register(0, selectors.EVENT_READ, self._manager_gone)
         self.clients = 0
+        self.remind_at_s: list[float] = []
         self.has_local_code = False
         self.busy_until = time.monotonic()
         self.over = False
@@ -148,12 +152,13 @@ class _Forkserver:
     def serve(self) -> None:
         self._preload()
         while not self.over:
-            timeout = _WATCH_S if self.tasks else _IDLE_LOOK_S
+            timeout = _WATCH_S if self.tasks or self.remind_at_s else _IDLE_LOOK_S
             for key, _ in self.selector.select(timeout):
                 key.data(key.fileobj)
             self._look_after_tasks()
             if self.to_preload and not self.tasks:
                 self._preload()
+            self._remind_worker()
             self._end_if_unneeded()
 
     def close(self) -> None:
@@ -196,6 +201,8 @@ class _Forkserver:
             self.selector.unregister(client.socket)
             client.socket.close()
             self.clients -= 1
+            if self.settings.get("since"):
+                self.remind_at_s = [time.monotonic() + one for one in _REMIND_S]
             if self.has_local_code and not self.clients:
                 self.over = True
             for task in self.tasks.values():
@@ -249,6 +256,13 @@ class _Forkserver:
         with contextlib.suppress(OSError, ValueError), open(modules, encoding="utf-8") as stream:
             self.to_preload += json.load(stream)
         task.client.send(task.ended(code, used))
+
+    def _remind_worker(self) -> None:
+        if self.remind_at_s and time.monotonic() >= self.remind_at_s[0]:
+            del self.remind_at_s[0]
+            if not self._is_orphan():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.settings["manager_pid"], signal.SIGCHLD)
 
     def _end_if_unneeded(self) -> None:
         if self.clients:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Frame", "FrameReader", "Kind", "encode"]
+__all__ = ["Frame", "FrameReader", "Kind", "encode", "first_size"]
 
 MAGIC = b"HSF1"
 _HEAD = struct.Struct("<4sBBIIQI")
@@ -87,6 +87,14 @@ def encode(
     crc = zlib.crc32(payload, zlib.crc32(text))
     head = _HEAD.pack(MAGIC, kind, flags, sequence, len(text), len(payload), crc)
     return b"".join((head, _CRC.pack(zlib.crc32(head)), text, payload))
+
+
+def first_size(data: bytes) -> int:
+    """Return how long the frame is that `data` begins with; 0 if that cannot be known yet."""
+    if len(data) < HEADER_SIZE:
+        return 0
+    head = _HEAD.unpack_from(data)
+    return int(HEADER_SIZE + head[4] + head[5])
 
 
 def _shrinks(payload: bytes, level: int) -> bool:

@@ -40,6 +40,9 @@ _TOLD = "hepscale-task.json"
 # a task that is over sooner sends all of its frames at its end
 _QUIET_S = 0.25
 _PACE_S = 0.1
+# a worker may miss a signal that comes when it is about to wait: it is sent again, after twice as
+# long each time
+_SLOWEST_PACE_S = 1.0
 _LAST_LOOK_S = 5.0
 _START_S = 600.0
 _IN_MODIFY, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x2, 0x10, 0x20
@@ -59,6 +62,8 @@ class _FrameFile:
         A descriptor that is readable when something happened to the file; -1: not to be had.
     grown
         Whether something was written that the worker has not been told of.
+    read
+        Whether the worker has read all that was written.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,7 +72,7 @@ class _FrameFile:
         self.grown = False
         # that all is read shows when it is closed that was opened after the last write
         self._opened = False
-        self._read = False
+        self.read = False
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None, use_errno=True)
             self.notify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -85,11 +90,11 @@ class _FrameFile:
             _, mask, _, length = _EVENT.unpack_from(data, at)
             at += _EVENT.size + length
             if mask & _IN_MODIFY:
-                self.grown, self._opened, self._read = True, False, False
+                self.grown, self._opened, self.read = True, False, False
             elif mask & _IN_OPEN:
                 self._opened = True
             elif mask & _IN_CLOSE_NOWRITE:
-                self._read = self._opened
+                self.read = self._opened
 
     def tell(self, worker: int) -> None:
         """Have the worker look at the file at once."""
@@ -100,13 +105,15 @@ class _FrameFile:
     def is_carried(self, worker: int) -> bool:
         """Return whether the worker has read all that there is, after a last look of it."""
         self.look()
-        if not self._read:
-            self.tell(worker)
-        end = time.monotonic() + _LAST_LOOK_S
-        while not self._read and time.monotonic() < end:
-            select.select([self.notify], [], [], _PACE_S)
+        begun_s = time.monotonic()
+        next_s, pace_s = begun_s, _PACE_S / 2
+        while not self.read and time.monotonic() - begun_s < _LAST_LOOK_S:
+            if time.monotonic() >= next_s:
+                self.tell(worker)
+                next_s, pace_s = time.monotonic() + pace_s, _slower(pace_s)
+            select.select([self.notify], [], [], max(next_s - time.monotonic(), 0.0))
             self.look()
-        return self._read
+        return self.read
 
 
 def main(package: str, worker: int) -> int:
@@ -137,23 +144,28 @@ def main(package: str, worker: int) -> int:
 
 def _follow(connection: socket.socket, frames: _FrameFile, worker: int) -> bool:
     """Tell the worker of new frames until the task has ended; return whether that was needed."""
-    told, next_s = False, time.monotonic() + _QUIET_S
+    told, next_s, pace_s = False, time.monotonic() + _QUIET_S, _PACE_S
     while True:
         waiting: list[Any] = [connection]
         wait_s = None
-        if frames.grown:
-            # what is written in between is carried with the next look
+        if frames.grown or (told and not frames.read):
             wait_s = max(next_s - time.monotonic(), 0.0)
-        elif frames.notify >= 0:
+        # what is written in between is carried with the next look
+        if frames.notify >= 0 and not frames.grown:
             waiting.append(frames.notify)
         ready, _, _ = select.select(waiting, [], [], wait_s)
         if connection in ready:
             return told
-        if frames.grown and not ready:
-            frames.tell(worker)
-            told, next_s = True, time.monotonic() + _PACE_S
-        elif frames.notify >= 0:
+        if ready:
             frames.look()
+        else:
+            pace_s = _PACE_S if frames.grown else _slower(pace_s)
+            frames.tell(worker)
+            told, next_s = True, time.monotonic() + pace_s
+
+
+def _slower(pace_s: float) -> float:
+    return min(2 * pace_s, _SLOWEST_PACE_S)
 
 
 def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from hepscale.config import Settings, load_settings
 from hepscale.errors import ConfigError, EngineError, misspelt
-from hepscale.workers import groups
+from hepscale.workers import groups, records
 from hepscale.workers.plan import BATCH_SYSTEMS, BatchName, Plan, parse_address
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
@@ -40,11 +40,14 @@ class _Started:
         The supervisor of workers of this machine.
     pid
         The process that has started it; a fork of it is not the owner.
+    told
+        The last news of them.
     """
 
     group: Group | None = None
     process: subprocess.Popen[bytes] | None = None
     pid: int = 0
+    told: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +247,7 @@ class Workers:
         groups.sweep(settings)
         started = self._started
         started.group, started.process = groups.start(plan, settings, owned=True)
-        started.pid = os.getpid()
+        started.pid, started.told = os.getpid(), ""
         atexit.register(self.stop)
 
     def alive(self) -> int:
@@ -260,6 +263,38 @@ class Workers:
     def said(self) -> str:
         """Return what the workers have written; a worker writes most of it when it ends."""
         return groups.said(self._started.group) if self._started.group is not None else ""
+
+    def news(self) -> str:
+        """Return, once, what a user should know of those of this machine; else nothing.
+
+        Raises
+        ------
+        EngineError
+            If all of them were killed, again and again.
+        """
+        started = self._started
+        if started.group is None or self.batch != "local":
+            return ""
+        here = records.here(started.group)
+        if here.given_up and not here.workers:
+            raise EngineError(
+                "The workers of this machine are killed again and again.",
+                items=[line for line in self.said().splitlines() if "hepscale: " in line][-3:],
+                cause="the machine has too little memory for so many",
+                fix="Workers(count=<fewer>); dmesg says whom the kernel has killed",
+            )
+        text = ""
+        if here.given_up:
+            text = "Workers of this machine are killed again and again: no more are started."
+        elif here.killed:
+            text = (
+                "A worker of this machine was killed, perhaps for want of memory. "
+                "Others are started in place of such."
+            )
+        if text == started.told:
+            return ""
+        started.told = text
+        return text
 
     def stop(self) -> None:
         """End the workers and forget them; does nothing if there are none.

@@ -20,13 +20,13 @@ from hepscale.errors import EngineError, RunDirectoryError
 from hepscale.worker import scratch
 from hepscale.workers import systems
 from hepscale.workers.plan import SCRIPT, submit_files, worker_command
-from hepscale.workers.records import Group, Process, every, forget, keep, write
+from hepscale.workers.records import Group, Process, every, forget, here, keep, write
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
     from hepscale.workers.plan import Plan
 
-__all__ = ["alive", "end_process", "new_folder", "said", "start", "stop", "sweep"]
+__all__ = ["alive", "end_process", "is_watched", "new_folder", "said", "start", "stop", "sweep"]
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,12 @@ def alive(group: Group) -> int:
     if group.batch != "local":
         return systems.count(group.batch, group.job)
     _check_here(group)
-    return sum(worker.alive for worker in group.workers)
+    return sum(worker.alive for worker in here(group).workers)
+
+
+def is_watched(group: Group) -> bool:
+    """Return whether workers of this machine are watched: others may come for those that ended."""
+    return group.supervisor is not None and group.supervisor.alive
 
 
 def stop(group: Group) -> None:
@@ -230,7 +235,7 @@ def _start_here(
 
 
 def _stop_here(group: Group) -> None:
-    known = [one for one in (group.supervisor, *group.workers) if one is not None]
+    known = [one for one in (group.supervisor, *here(group).workers) if one is not None]
     # the supervisor first, and alone: it lets the workers clean up
     for number, wait_s in ((signal.SIGTERM, _END_S), (signal.SIGKILL, 1.0)):
         running = [one for one in known if one.alive]

@@ -13,12 +13,26 @@ from typing import TYPE_CHECKING, Any
 from hepscale.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from hepscale.config import Settings
     from hepscale.workers.plan import BatchName
 
-__all__ = ["Group", "Process", "every", "find", "forget", "keep", "write"]
+__all__ = [
+    "Group",
+    "Here",
+    "Process",
+    "every",
+    "find",
+    "forget",
+    "here",
+    "keep",
+    "note_here",
+    "write",
+]
 
 _RECORD = "record.json"
+_HERE = "here.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,7 @@ class Group:
     supervisor
         The parent of workers of this machine.
     workers
-        The workers of this machine.
+        The workers of this machine that were started first.
     owner
         The process that it ends with; None: it stays.
     """
@@ -101,6 +115,46 @@ class Group:
     def id(self) -> str:
         """What users call it."""
         return self.folder.name
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """How the workers of a group of this machine fare.
+
+    Attributes
+    ----------
+    workers
+        Those that were last seen.
+    killed
+        How many have been.
+    given_up
+        Whether no more are started in place of those.
+    """
+
+    workers: tuple[Process, ...]
+    killed: int = 0
+    given_up: bool = False
+
+
+def note_here(folder: Path, pids: Iterable[int], killed: int, given_up: bool) -> None:
+    """Write how the workers fare that have this folder.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    noted = Here(tuple(map(Process.of, pids)), killed, given_up)
+    write(folder / _HERE, json.dumps(asdict(noted)), 0o600)
+
+
+def here(group: Group) -> Here:
+    """Return how the workers of a group of this machine fare."""
+    try:
+        told = json.loads((group.folder / _HERE).read_text())
+    except (OSError, ValueError):
+        return Here(group.workers)
+    return Here(tuple(Process(**one) for one in told["workers"]), told["killed"], told["given_up"])
 
 
 def keep(group: Group) -> None:

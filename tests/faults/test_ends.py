@@ -17,6 +17,8 @@ from crew import meanwhile
 
 import hepscale
 from hepscale import Workers
+from hepscale.executor.engines import manager as managers
+from hepscale.executor.engines import workqueue
 
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
@@ -163,8 +165,52 @@ def test_disks_that_are_all_too_small(crew, tmp_path):
     with unpacking.mounted(tmp_path / "small", "size=4m") as small:
         with pytest.raises(hepscale.EngineError, match="Workers break off") as caught:
             crew.run(workers=Workers(count=2, workdir=small))
-        assert "4 MB of disk" in support.complete(caught.value).items[0]
+        assert "a disk of 4 MB" in support.complete(caught.value).items[0]
         hepscale.shutdown()
+
+
+class _Slow:
+    """Takes its time to be unpickled."""
+
+    def __reduce__(self):
+        return time.sleep, (1,)
+
+
+def _cut_after_hello():
+    """Return what lets a worker say that its task is there, and cuts it off then."""
+    said = []
+
+    def change(data):
+        if said:
+            raise OSError
+        if b"HSF1" in data:
+            said.append(data)
+        return data
+
+    return change
+
+
+@pytest.mark.parametrize("most", [workqueue._MOST_VISITS, 99])
+def test_workers_that_are_cut_off_when_their_tasks_load(crew, monkeypatch, most):
+    # the same one three times, or three of a machine
+    monkeypatch.setattr(workqueue, "_MOST_VISITS", most)
+    monkeypatch.setattr(workqueue, "_MOST_VISITS_TO_HOST", 3)
+    monkeypatch.setattr(workqueue, "_VISITED_S", 0 if most == 99 else 1000)
+    started = []
+
+    def act():
+        support.wait_for(lambda: managers._pool, 60)
+        started.append(crews.Relay(each=_cut_after_hello))
+        started.append(crews.more(3 if most == 99 else 1, at=started[0].address))
+
+    slow = _Slow()
+    try:
+        with meanwhile(act), pytest.raises(hepscale.EngineError, match="Workers break off"):
+            crew.run(workers=None, act=lambda item: slow)
+    finally:
+        for one in reversed(started):
+            one.stop()
+    assert crew.times() == {}
 
 
 @pytest.mark.root

@@ -27,18 +27,25 @@ pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 # -- kill -9 ---------------------------------------------------------------------------------------
 
 
-def test_one_of_three_workers_is_killed(crew):
-    with meanwhile(lambda: crews.kill(crews.busy_workers(3)[1])):
-        crew.run(workers=Workers(count=3))
+def test_one_of_three_workers_is_killed_and_replaced(crew, told):
+    def act():
+        gone = crews.busy_workers(3)[1]
+        crews.kill(gone)
+        support.wait_for(lambda: len({*crews.workers()} - {gone}) == 3, 15)
+
+    workers = Workers(count=3)
+    with meanwhile(act):
+        crew.run(count=100, workers=workers, status=True)
     # at most what the killed one was at
-    assert sum(crew.times().values()) <= 60 + 8
-    assert len(crews.workers()) == 2
+    assert sum(crew.times().values()) <= 100 + 8
+    crew.run(count=5, workers=workers, status=True)
+    assert len([text for text in told() if "A worker of this machine was killed" in text]) == 1
 
 
 def test_a_worker_is_killed_while_it_unpacks(crew):
     with meanwhile(lambda: crews.kill(crews.begun_worker())):
         crew.run(count=30)
-    assert len(crews.workers()) == 1
+    support.wait_for(lambda: len(crews.workers()) == 2, 15)
 
 
 def test_all_workers_are_killed_and_new_ones_come(crew):
@@ -126,7 +133,7 @@ def test_a_worker_of_another_protocol_is_told(crew, told):
 
     def act():
         crews.busy_workers(1)
-        started.append(crews.Relay(newer))
+        started.append(crews.Relay(lambda: newer))
         started.append(crews.more(at=started[0].address))
 
     try:

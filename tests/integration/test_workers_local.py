@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 from hepscale import EngineError, Workers
 from hepscale.cli import main
 from hepscale.config import load_settings
-from hepscale.workers import groups, records
+from hepscale.workers import groups, records, supervisor
 from hepscale.workers.version import worker_version
 
 pytestmark = pytest.mark.skipif(
@@ -94,18 +95,75 @@ def test_an_exception_ends_them(listener):
     assert workers_running() == {}
 
 
-def test_a_worker_that_is_killed_is_counted(listener):
+def test_a_worker_that_is_ended_is_counted(listener):
     with Workers(count=2) as workers:
         workers.start(listener.address)
         for _ in range(2):
             listener.accept()
         first, second = workers_running()
-        os.kill(first, signal.SIGKILL)
+        os.kill(first, signal.SIGTERM)
         support.wait_for(lambda: workers.alive() == 1, 5)
         os.kill(second, signal.SIGTERM)
         # it writes when it ends
         assert "connected to manager" in support.wait_for(workers.said)
-        assert workers.alive() == 0
+        support.wait_for(lambda: workers.alive() == 0)
+        assert workers.news() == ""
+
+
+def test_in_place_of_a_worker_that_is_killed_another_is_started(listener, monkeypatch):
+    monkeypatch.setattr(groups, "_SUPERVISE", hasty(young_s=0))
+    with Workers(count=2) as workers:
+        workers.start(listener.address)
+        for _ in range(2):
+            listener.accept()
+        before = set(workers_running())
+        killed = min(before)
+        (workspace,) = Path(os.environ["HEPSCALE_SCRATCH_DIR"]).glob(f"*/worker-*-{killed}")
+        # what a task left, and still writes there
+        writes = "while :; do mkdir -p left; echo x >left/file; done"
+        writer = subprocess.Popen(["/bin/sh", "-c", writes], cwd=workspace)
+        os.kill(killed, signal.SIGKILL)
+        listener.accept()
+        support.wait_for(lambda: workers.alive() == 2, 5)
+        (group,) = records.every(load_settings())
+        assert {one.pid for one in records.here(group).workers} == set(workers_running())
+        assert len(set(workers_running()) - before) == 1
+        assert "A worker of this machine was killed" in workers.news()
+        assert workers.news() == ""
+        # it is no descendant of the supervisor
+        writer.kill()
+        writer.wait()
+        support.wait_for(lambda: not workspace.exists(), 5)
+
+
+def test_workers_that_are_killed_again_and_again(listener, monkeypatch):
+    monkeypatch.setattr(groups, "_SUPERVISE", hasty(young_s=0))
+    with Workers() as workers:
+        workers.start(listener.address)
+        for _ in range(1 + supervisor._MOST_REPLACED):
+            listener.accept()
+            (pid,) = workers_running()
+            os.kill(pid, signal.SIGKILL)
+        error = support.wait_for(lambda: news(workers), 5)
+        assert "killed by signal 9" in error.items[0]
+        assert "no more are started" in error.items[-1]
+        support.complete(error)
+        support.wait_for(lambda: support.scratch() == [], 5)
+
+
+def news(workers):
+    try:
+        workers.news()
+    except EngineError as error:
+        return error
+    return None
+
+
+def hasty(young_s):
+    """Return what starts a supervisor that replaces workers which were killed soon."""
+    patch = f"import hepscale.workers.supervisor as s; s._YOUNG_S = {young_s};"
+    path, rest = groups._SUPERVISE.split(";", 1)
+    return f"{path};{patch}{rest}"
 
 
 def test_with_a_password_a_worker_first_asks_for_it(listener, tmp_path):
@@ -320,6 +378,21 @@ def test_dry_run_prints_what_is_run(listener, tmp_path):
     ran = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
     assert shlex.split(text.splitlines()[1]) == ran
     command("stop", "--all")
+
+
+def test_a_worker_that_comes_again_is_listed(listener):
+    said = command("start", listener.address)
+    identity = said.partition(":")[0]
+    listener.accept()
+    (pid,) = workers_running()
+    os.kill(pid, signal.SIGKILL)
+    # it is replaced after a while
+    support.wait_for(lambda: "0 of 1" in command("list"), 5)
+    listener.accept()
+    support.wait_for(lambda: "1 of 1" in command("list"), 5)
+    assert {pid} != set(workers_running())
+    command("stop", identity)
+    assert workers_running() == {}
 
 
 def test_a_record_of_another_machine(listener, monkeypatch):

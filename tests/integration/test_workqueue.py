@@ -165,3 +165,10 @@ def test_file_that_workers_do_not_see(tmp_path):
     faults._refuse_unseen(chunk, told[:1])
     faults._refuse_unseen(Chunk(ChunkKey("k"), None, file="relative.root"), told)
     faults._refuse_unseen(Chunk(ChunkKey("k"), None, file="/no/such/file"), told)
+
+
+def test_taskvine_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ndcctools", None)
+    with pytest.raises(hepscale.EngineError, match="TaskVine is not installed here") as caught:
+        there(lambda item: [item], engine="taskvine")
+    assert caught.value.fix == "conda install -c conda-forge ndcctools"

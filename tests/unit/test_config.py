@@ -561,10 +561,3 @@ def test_executor_takes_what_it_was_not_given(layout, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no site 'dsk'") as caught:
         HepScaleExecutor(site="dsk")
     assert caught.value.fix == "site='disk'"
-
-
-def test_executor_refuses_the_engine_of_a_profile_that_it_does_not_have(layout):
-    layout.write("user", '[site.a]\nengine = "taskvine"\n')
-    assert HepScaleExecutor(site="a", engine="local")._settings().engine == "local"
-    with pytest.raises(ConfigError, match="no engine 'taskvine'"):
-        HepScaleExecutor(site="a")

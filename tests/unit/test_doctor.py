@@ -120,7 +120,7 @@ def test_worker_program_that_does_not_run(tmp_path, monkeypatch):
 
 
 def test_worker_and_library_of_other_protocols(monkeypatch):
-    monkeypatch.setattr(doctor, "library_protocol", lambda settings: 99)
+    monkeypatch.setattr(doctor, "library_protocol", lambda settings, engine: 99)
     check = find("Work Queue")
     assert check.status == "warn"
     assert "the manager 99" in check.fact

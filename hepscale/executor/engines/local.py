@@ -235,12 +235,15 @@ class LocalEngine:
             fix="export HEPSCALE_SCRATCH_DIR=<a folder with more room>",
         )
 
-    def _check_room(self) -> None:
-        """Raise where not even a small file can be written: no task would tell its result."""
+    def _check_room(self, freed_bytes: int) -> None:
+        """Raise where not even a small file can be written: no task would tell its result.
+
+        Nor where it can only because the frames of a task, so large, have just been removed.
+        """
         if self._server is not None:
             path = self._server.folder / "room"
             try:
-                path.write_bytes(bytes(_LEAST_ROOM_BYTES))
+                path.write_bytes(bytes(_LEAST_ROOM_BYTES + freed_bytes))
             except OSError as error:
                 raise self._no_room(error) from None
             finally:
@@ -320,8 +323,8 @@ class LocalEngine:
                 del self._running[running.task.id]
                 running.remove()
                 if running.ended.status == "died":
-                    # what it had written itself is gone by now
-                    self._check_room()
+                    # what its chunks had written themselves is gone by now
+                    self._check_room(running.frames.offset)
         self._place()
 
     def _lost(self) -> None:

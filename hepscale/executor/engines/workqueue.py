@@ -34,6 +34,7 @@ from hepscale.executor.task import (
     WorkerJoined,
     WorkerLost,
 )
+from hepscale.worker.frames import first_size
 from hepscale.worker.remote import ENDED, FETCH, REFUSED
 
 if TYPE_CHECKING:
@@ -50,20 +51,32 @@ _NO_WORKER_S = 60.0
 _MOST_REFUSALS = 5
 # a worker that broke off so often before its task had begun has no room for what tasks need
 _MOST_VISITS = 3
+# so do those of a machine that did so for so long, whatever they call themselves
+_MOST_VISITS_TO_HOST, _VISITED_S = 10, 60.0
 
 
 @dataclass(eq=False)
 class _Running:
-    """A task that the queue has."""
+    """A task that the queue has; it has begun when it said more than that it is there."""
 
     task: Task
     folder: Path
     number: int = 0
     worker: str = ""
     given_mb: int = 0
+    begun: bool = False
 
     def __post_init__(self) -> None:
         self.frames = Tail(self.folder / "frames")
+        self._first = b""
+
+    def read(self) -> bytes:
+        """Return what the task has added to its frames."""
+        data = self.frames.read()
+        if not self.begun:
+            self._first += data
+            self.begun = 0 < first_size(self._first) < len(self._first)
+        return data
 
     def remove(self) -> None:
         self.frames.close()
@@ -106,9 +119,9 @@ class WorkQueueEngine:
         self._refusals = 0
         self._unsent = 0
         self._said: set[str] = set()
-        # workers by their addresses, and at which of them each broke off in vain
+        # workers by their addresses, and when each worker and host broke off in vain at which
         self._at: dict[str, QueueWorkerJoined] = {}
-        self._in_vain: dict[str, set[str]] = {}
+        self._in_vain: dict[str, dict[str, float]] = {}
 
     def start(self) -> None:
         """Listen for workers; those of an earlier run of this process are there at once."""
@@ -222,7 +235,7 @@ class WorkQueueEngine:
     # -- what comes back -----------------------------------------------------------------------
 
     def _tail(self, running: _Running) -> bytes:
-        data = running.frames.read()
+        data = running.read()
         if data:
             self._events.append(FrameBytes(running.task.id, data))
         return data
@@ -240,7 +253,7 @@ class WorkQueueEngine:
     def _ended(self, ended: QueueEnded, running: _Running) -> TaskEnded:
         task_id = running.task.id
         if ended.status == "lost":
-            if not running.frames.offset:
+            if not running.begun:
                 self._broke_off(running.worker)
             return TaskEnded(task_id, "lost", f"its worker {running.worker} vanished".strip())
         _, told, line = ended.output.rpartition(f"\n{ENDED}")
@@ -261,23 +274,25 @@ class WorkQueueEngine:
 
     def _broke_off(self, worker: str) -> None:
         """Take note of a worker that vanished before its task had begun; raise if all do."""
+        now, host = time.monotonic(), worker.partition(":")[0]
         one = self._at.get(worker)
-        if one is None:
+        visits = self._in_vain.setdefault(one.worker_id if one else worker, {})
+        to_host = self._in_vain.setdefault(host, {})
+        for known in (visits, to_host):
+            known.setdefault(worker, now)
+        lasts = now - min(to_host.values()) >= _VISITED_S
+        if len(visits) < _MOST_VISITS and not (lasts and len(to_host) >= _MOST_VISITS_TO_HOST):
             return
-        visits = self._in_vain.setdefault(one.worker_id, set())
-        visits.add(worker)
-        if len(visits) < _MOST_VISITS:
-            return
-        host = worker.partition(":")[0]
-        if any(running.frames.offset for running in self._running.values()):
+        disk = f"{one.disk_mb} MB" if one else "unknown size"
+        if any(running.begun for running in self._running.values()):
             self._say(
                 f"A worker at {host} breaks off whenever it is sent what a task needs: "
-                f"perhaps its disk, of {one.disk_mb} MB, is full."
+                f"perhaps its disk, of {disk}, is full."
             )
             return
         raise EngineError(
             "Workers break off whenever they are sent what a task needs.",
-            items=[f"{host}: {one.disk_mb} MB of disk"],
+            items=[f"{host}: a disk of {disk}"],
             cause="their disk is full, or something between them and this process cuts them off",
             fix="Workers(..., workdir=<a folder with room>); df -h there shows what is free",
         )
@@ -302,6 +317,7 @@ class WorkQueueEngine:
 
     def _hear(self) -> None:
         manager = self._open()
+        alone = self._alone_since_s is not None
         events = manager.events()
         for event in events:
             if isinstance(event, QueueWorkerJoined):
@@ -316,8 +332,11 @@ class WorkQueueEngine:
                 self._say(f"A worker at {where} was refused: {event.reason}.")
             elif isinstance(event, QueueTaskPlaced) and event.id in self._running:
                 self._running[event.id].worker = event.worker
-        if any(isinstance(event, QueueWorkerJoined | QueueWorkerLeft) for event in events):
+        changed = any(isinstance(event, QueueWorkerJoined | QueueWorkerLeft) for event in events)
+        if changed:
             self._take_back_too_large()
+        if (changed or alone) and manager.workers is not None:
+            self._say(manager.workers.news())
         if self._alone_since_s is not None:
             self._say_alone(manager, time.monotonic() - self._alone_since_s)
 
@@ -334,7 +353,7 @@ class WorkQueueEngine:
 
     def _say(self, text: str) -> None:
         # it comes again every few seconds
-        if text not in self._said:
+        if text and text not in self._said:
             self._said.add(text)
             self._events.append(Notice(text))
 
