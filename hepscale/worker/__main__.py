@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def _load_package() -> None:
@@ -38,6 +40,8 @@ def _become(command: list[str]) -> NoReturn:
     if in_use >= 0:
         # for as long as the command runs, whoever it is by then
         os.set_inheritable(in_use, True)
+    import signal
+
     # Python ignores these, and the command would too
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

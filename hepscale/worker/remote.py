@@ -20,18 +20,20 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
-from typing import Any
 
-from . import layout, proc
+from . import layout
 
-__all__ = ["ENDED", "FETCH", "REFUSED", "main"]
+# each task waits for what is imported here
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["ENDED", "FETCH", "REFUSED", "Refused", "connect", "main"]
 
 FETCH, REFUSED = 75, 90
 # begins the line of standard output that says how the task ended
@@ -44,7 +46,6 @@ _PACE_S = 0.1
 # long each time
 _SLOWEST_PACE_S = 1.0
 _LAST_LOOK_S = 5.0
-_START_S = 600.0
 _IN_MODIFY, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x2, 0x10, 0x20
 _EVENT = struct.Struct("iIII")
 
@@ -146,7 +147,7 @@ def _follow(connection: socket.socket, frames: _FrameFile, worker: int) -> bool:
     """Tell the worker of new frames until the task has ended; return whether that was needed."""
     told, next_s, pace_s = False, time.monotonic() + _QUIET_S, _PACE_S
     while True:
-        waiting: list[Any] = [connection]
+        waiting: list[socket.socket | int] = [connection]
         wait_s = None
         if frames.grown or (told and not frames.read):
             wait_s = max(next_s - time.monotonic(), 0.0)
@@ -216,19 +217,26 @@ def _join(told: dict[str, Any], package: str, worker: int) -> socket.socket:
     place = os.path.join(os.path.dirname(os.getcwd()), "hepscale")
     folder = os.path.join(place, told["name"])
     os.makedirs(place, mode=0o700, exist_ok=True)
-    found = _connect(folder)
+    found = connect(folder)
     if found is not None:
         return found
     lock = os.open(os.path.join(place, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # the kernel gives it back when this process ends, however that happens
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _connect(folder) or _start(folder, told["settings"], package, worker)
+        found = connect(folder)
+        if found is None:
+            # what it imports takes as long as all the rest that a task does here
+            from .served import start
+
+            found = start(folder, told["settings"], package, worker)
+        return found
     finally:
         os.close(lock)
 
 
-def _connect(folder: str) -> socket.socket | None:
+def connect(folder: str) -> socket.socket | None:
+    """Return a connection to the forkserver that has this folder; None if there is none."""
     client, at = socket.socket(socket.AF_UNIX), -1
     try:
         # through a descriptor: the path of a socket may have 107 bytes only
@@ -241,39 +249,3 @@ def _connect(folder: str) -> socket.socket | None:
         if at >= 0:
             os.close(at)
     return client
-
-
-def _start(folder: str, settings: dict[str, Any], package: str, worker: int) -> socket.socket:
-    since = proc.since(worker)
-    if os.getppid() != worker:
-        # it was killed while its environment was unpacked: nobody would end what is started now
-        raise Refused("the worker has gone")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder, 0o700)
-    # the task's own copy goes with its folder
-    kept = os.path.join(folder, "worker")
-    shutil.copytree(package, kept)
-    told = {**settings, "dir": folder, "manager_pid": worker, "since": since}
-    path = os.path.join(folder, "settings.json")
-    with open(path, "w", encoding="utf-8") as stream:
-        json.dump(told, stream)
-    with open(os.path.join(folder, "log"), "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-I", kept, path],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            start_new_session=True,
-        )
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end:
-        found = _connect(folder)
-        if found is not None:
-            return found
-        if server.poll() is not None:
-            break
-        time.sleep(0.01)
-    with open(os.path.join(folder, "log"), encoding="utf-8", errors="replace") as stream:
-        said = stream.read().strip().splitlines()[-3:]
-    raise Refused("\n".join(["the forkserver of this worker does not start", *said]))

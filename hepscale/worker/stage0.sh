@@ -41,8 +41,16 @@ is_ready() {
     [ -f "$prefix/.hepscale-ready" ] && [ -x "$prefix/bin/python3" ]
 }
 
-if [ "$format" = 1 ] && [ ${#digest} -eq 64 ] && is_ready; then
+start() {
+    # only a forkserver needs the packages; each task waits for what is looked for in vain
+    case ${1-} in
+    --task | --) exec "$prefix/bin/python3" -I -S "$worker/__main__.py" "$@" ;;
+    esac
     exec "$prefix/bin/python3" -I "$worker" "$@"
+}
+
+if [ "$format" = 1 ] && [ ${#digest} -eq 64 ] && is_ready; then
+    start "$@"
 fi
 
 # -- the first start -------------------------------------------------------------------------------
@@ -235,7 +243,7 @@ release() {
 start_if_ready() {
     if is_ready; then
         release
-        exec "$prefix/bin/python3" -I "$worker" "$@"
+        start "$@"
     fi
 }
 

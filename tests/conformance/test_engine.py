@@ -203,7 +203,7 @@ def test_no_more_tasks_at_a_time_than_slots(bench, tmp_path):
         mine = tmp_path / f"running-{item}"
         mine.touch()
         running = len(list(tmp_path.glob("running-*")))
-        time.sleep(0.05)
+        time.sleep(0.2)
         mine.unlink()
         return running
 

@@ -70,6 +70,12 @@ def test_what_is_ready_is_started_without_a_look_at_its_files(place):
     assert place.left() == []
 
 
+def test_a_task_is_started_without_looking_for_packages(place):
+    *python, worker = make_ready(place)
+    done = place.start("--task", "7")
+    assert done.stdout.splitlines() == [*python, "-S", f"{worker}/__main__.py", "--task", "7"]
+
+
 def test_it_costs_milliseconds(place):
     make_ready(place)
     (place.prefix / "bin" / "python3").unlink()

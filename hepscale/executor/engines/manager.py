@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import compileall
 import logging
 import os
+import py_compile
 import secrets
 import shutil
 import threading
@@ -189,6 +191,10 @@ def _open(settings: Settings, listening: Listening) -> Manager:
         password = listening.password_file or _new_password(folder)
         package = folder / "hepscale"
         shutil.copytree(_WORKER, package, ignore=shutil.ignore_patterns("__pycache__"))
+        # each task imports it from a folder of its own, which goes with it
+        compileall.compile_dir(
+            package, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        )
         (folder / "log").mkdir()
         options = QueueOptions(
             folder / "log",

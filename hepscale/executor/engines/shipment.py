@@ -126,7 +126,8 @@ class Shipment:
 def command(environment: Environment | None) -> str:
     """Return what a worker runs in the task's folder, by its shell."""
     if environment is None:
-        run = f"{shlex.quote(sys.executable)} -I -S hepscale --task $PPID"
+        # the file and not the folder, for which Python would import more
+        run = f"{shlex.quote(sys.executable)} -I -S hepscale/__main__.py --task $PPID"
     else:
         store = '"${PWD%/*}/hepscale/unpacked"'
         run = f"sh hepscale/stage0.sh environment layers {store} hepscale --task $PPID"
