@@ -20,6 +20,10 @@ from coffea.nanoevents import NanoAODSchema
 from benchmarks import watch
 from hepscale.demo_events import generate
 from hepscale.executor.coffea import HepScaleExecutor
+from hepscale.executor.ledger import Ledger
+from hepscale.executor.policy import Pace
+from hepscale.executor.task import Chunk, ChunkKey
+from hepscale.executor.waiting import Waiting
 from hepscale.workers.api import Workers
 
 if TYPE_CHECKING:
@@ -140,6 +144,22 @@ def noop_workers(chunks: int, workers: int) -> dict[str, Any]:
     return {"seconds": seconds, "manager_cpu_share": shares}
 
 
+def planning(chunks: int, slots: int) -> dict[str, Any]:
+    """Cut chunks into tasks, as a run does that knows how long they take."""
+    made = [Chunk(ChunkKey(f"{number:08x}"), number, stop=50_000) for number in range(chunks)]
+    begun = time.perf_counter()
+    waiting, tasks = Waiting(), 0
+    waiting.add(Ledger(made).open_chunks())
+    # a second for a chunk, and each slot has done some
+    waiting.pace = Pace().after_chunks(20.0 * slots, 20 * 50_000 * slots)
+    while task := waiting.next_task(slots, 10.0 * slots):
+        tasks += 1
+        chunks -= len(task)
+    seconds = time.perf_counter() - begun
+    _check(chunks == 0, f"{chunks} chunks were not planned")
+    return {"seconds": [seconds], "tasks": tasks}
+
+
 def histograms(chunks: int, kind: str) -> dict[str, Any]:
     """Run chunks that each return a histogram of 5 MB."""
     make = {"noise": _noise, "spectrum": _spectrum}[kind]
@@ -198,4 +218,5 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "noop": noop,
     "noop_workers": noop_workers,
     "histograms": histograms,
+    "planning": planning,
 }

@@ -31,6 +31,7 @@ _MOST_FIRST_FRAME_S = 0.5
 _MOST_GROWTH_MB = 150.0
 _MOST_REMOTE = 1.5
 _MOST_MANY_S, _MOST_BUSY = 90.0, 60.0
+_MOST_PLANNING_S = 2.0
 
 
 def zmumu(rounds: Rounds, number: int, *, quick: bool, chunksize: int) -> list[Line]:
@@ -198,6 +199,20 @@ def many_workers(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     ]
 
 
+def planning(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
+    """The policy alone: many chunks are cut into tasks."""
+    chunks, slots = (10_000, 100) if quick else (100_000, 1_000)
+    for _ in range(number):
+        rounds.run("planning", "planning", chunks=chunks, slots=slots)
+    seconds = rounds.spread("planning", lambda one: one["seconds"][0])
+    tasks = rounds.spread("planning", lambda one: one["tasks"])
+    section = f"{chunks:,} chunks cut into tasks for {slots:,} slots"
+    return [
+        Line(section, "time", "s", seconds, _MOST_PLANNING_S),
+        Line(section, "tasks", "", tasks),
+    ]
+
+
 def histograms(rounds: Rounds, number: int, *, quick: bool) -> list[Line]:
     """Chunks that each return a histogram of 5 MB."""
     chunks = 400 if quick else 2_000
@@ -243,4 +258,5 @@ SECTIONS: dict[str, Callable[..., list[Line]]] = {
     "environment": environment,
     "workqueue": workqueue,
     "many-workers": many_workers,
+    "planning": planning,
 }

@@ -174,7 +174,7 @@ def run_demo(
 def _executor(cores: int | None, engine: str | None) -> HepScaleExecutor:
     from hepscale.config import load_settings
     from hepscale.executor.coffea import HepScaleExecutor
-    from hepscale.executor.engines.machine import usable_cores
+    from hepscale.machine import usable_cores
     from hepscale.workers.api import Workers
 
     settings, workers = load_settings(engine=engine), None

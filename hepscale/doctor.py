@@ -19,8 +19,8 @@ from typing import Literal
 
 from hepscale.config import resolve
 from hepscale.errors import ConfigError, HepScaleError
-from hepscale.executor.engines.machine import memory_limit_bytes, usable_cores
 from hepscale.executor.engines.queue_open import library_protocol
+from hepscale.machine import memory_limit_bytes, usable_cores
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
 __all__ = ["Check", "Status", "check_all"]

@@ -65,8 +65,8 @@ def start(
     """
     from typing import cast
 
+    from hepscale import machine
     from hepscale.config import load_settings
-    from hepscale.executor.engines import machine
     from hepscale.workers import groups, systems
     from hepscale.workers.api import Workers
     from hepscale.workers.plan import BatchName, beyond, describe

@@ -20,9 +20,14 @@ import support
 import hepscale
 from hepscale import Workers
 from hepscale.executor.engines import manager as managers
+from hepscale.workers.version import PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+# the engine of the test that runs
+engine = "workqueue"
 
 
 class Crew:
@@ -56,7 +61,7 @@ class Crew:
         """Run, and check that each item was counted exactly once."""
         if act is not None:
             packed.own(act)
-        options = {"engine": "workqueue", "retries": 3, **options}
+        options = {"engine": engine, "retries": 3, **options}
         options.setdefault("workers", Workers(count=2))
         function = self.function(seconds, act)
         assert packed.calculate(function, range(count), **options) == [*range(count)]
@@ -70,10 +75,10 @@ class Crew:
         support.wait_for(lambda: len(os.listdir(self.notes)) >= items, 60)
 
 
-def resumed(folder: str) -> None:
+def resumed(folder: str, engine: str) -> None:
     """Run what is left of 60 items, and print what is counted, for a process of its own."""
     packed.without_coffea(pytest.MonkeyPatch())
-    options = {"engine": "workqueue", "workers": Workers(count=2), "resume": True}
+    options = {"engine": engine, "workers": Workers(count=2), "resume": True}
     try:
         print(json.dumps(packed.calculate(Crew(Path(folder)).function(), range(60), **options)))
     except hepscale.RunInterrupted as error:
@@ -95,7 +100,7 @@ def workers() -> list[int]:
     return sorted(
         pid
         for pid, text in found
-        if "work_queue_worker" in text.partition(" ")[0] and " --password " in text
+        if PROGRAMS[engine] in text.partition(" ")[0] and " --password " in text
     )
 
 
@@ -161,7 +166,13 @@ def manager() -> managers.Manager:
 def more(count: int = 1, at: str = "", password: Path | None = None, **options: Any) -> Workers:
     """Start more workers for the manager of this process."""
     started = Workers(count=count, **options)
-    started.start(at or f"127.0.0.1:{manager().queue.port}", password or manager().password)
+    queue = manager().queue
+    started.start(
+        at or f"127.0.0.1:{queue.port}",
+        password or manager().password,
+        ssl=queue.ssl,
+        program=queue.worker,
+    )
     return started
 
 

@@ -111,12 +111,17 @@ class Site:
                 process.wait()
 
 
+def has_ndcctools() -> bool:
+    """Whether its library is used."""
+    return importlib.util.find_spec("ndcctools") is not None
+
+
 def where_installed(*names: str) -> list[object]:
     """Parameters for what needs ndcctools, skipped where it is not.
 
     No environment of pip's can have it: a run in which nothing may be skipped is without.
     """
-    absent = importlib.util.find_spec("ndcctools") is None
+    absent = not has_ndcctools()
     if absent and os.environ.get("HEPSCALE_TEST_STRICT"):
         return []
     skip = pytest.mark.skipif(absent, reason="conda install -c conda-forge ndcctools")

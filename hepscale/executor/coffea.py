@@ -19,6 +19,7 @@ import lz4.frame
 from coffea.processor import accumulate
 from coffea.processor.executor import ExecutorBase, FileMeta
 
+from hepscale import machine
 from hepscale.config import Settings, load_settings
 from hepscale.env import local
 from hepscale.env.api import DEFAULT_CLOSURE
@@ -35,7 +36,6 @@ from hepscale.executor import (
     unpickle,
 )
 from hepscale.executor.code import Code
-from hepscale.executor.engines import machine
 from hepscale.executor.job import Job, Outcome
 from hepscale.executor.run import Run
 from hepscale.executor.task import Chunk, Notice, Resources

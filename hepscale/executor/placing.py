@@ -6,8 +6,9 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from hepscale import machine
 from hepscale.errors import ConfigError, misspelt
-from hepscale.executor.engines import machine, warm
+from hepscale.executor.engines import warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.packing import PACKED
 from hepscale.workers.api import Workers

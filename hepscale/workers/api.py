@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from hepscale import machine
 from hepscale.config import Settings, load_settings
 from hepscale.errors import ConfigError, EngineError, misspelt
 from hepscale.workers import groups, records
@@ -177,7 +178,11 @@ class Workers:
             _check_workdir(used)
         memory_mb = self.memory_mb
         if memory_mb is None:
-            memory_mb = _memory_mb() // self.count if local else _BATCH_MB_PER_CORE * self.cores
+            memory_mb = (
+                machine.memory_limit_bytes() // 2**20 // self.count
+                if local
+                else _BATCH_MB_PER_CORE * self.cores
+            )
         return Plan(
             batch=self.batch,
             count=self.count,
@@ -348,11 +353,6 @@ def _check_workdir(path: Path) -> None:
             cause="it has a space or another character that a shell does not take as it is",
             fix="choose another with workdir=..., or export HEPSCALE_SCRATCH_DIR=<folder>",
         )
-
-
-def _memory_mb() -> int:
-    # as Work Queue and the batch systems count
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 def _catalog() -> str:

@@ -53,7 +53,7 @@ def test_bins_are_equal_whatever_is_killed(files, monkeypatch, whom):
             started.append(crews.more(2))
 
     started = []
-    options = {"retries": 3, "status": False, "engine": "workqueue"}
+    options = {"retries": 3, "status": False, "engine": crews.engine}
     executor = HepScaleExecutor(workers=Workers(count=3), **options)
     try:
         with meanwhile(act):

@@ -26,12 +26,12 @@ pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 # -- the end of the manager ------------------------------------------------------------------------
 
 # a script that is seen to import it would have all packed that it imports
-_SCRIPT = "import sys\n__import__(sys.argv[1]).resumed(sys.argv[2])\n"
+_SCRIPT = "import sys\n__import__(sys.argv[1]).resumed(*sys.argv[2:])\n"
 
 
 @pytest.mark.parametrize("end", ["interrupt", "kill"])
 def test_a_new_process_runs_the_rest(crew, tmp_path, end):
-    given = (tmp_path / "a.py", _SCRIPT, "crew", tmp_path)
+    given = (tmp_path / "a.py", _SCRIPT, "crew", tmp_path, crews.engine)
     with support.script(*given, HEPSCALE_RUN_DIR=str(tmp_path / "runs")) as started:
         crew.wait(30)
         if end == "kill":
@@ -190,6 +190,7 @@ def _cut_after_hello():
     return change
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("most", [workqueue._MOST_VISITS, 99])
 def test_workers_that_are_cut_off_when_their_tasks_load(crew, monkeypatch, most):
     # the same one three times, or three of a machine

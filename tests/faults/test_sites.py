@@ -23,6 +23,7 @@ from crew import meanwhile
 import hepscale
 from hepscale import Workers
 from hepscale.executor.engines import manager as managers
+from hepscale.workers.version import PROGRAMS
 
 pytestmark = [queues.needs_worker, pytest.mark.root, pytest.mark.usefixtures("few")]
 
@@ -59,8 +60,9 @@ def worker(address, password, folder, *within):
     """Run a worker by the command `within`; it keeps its files in `folder`."""
     folder.mkdir()
     options = ["--cores", "1", "--disk", "2000", "--memory", "2000", "--max-backoff", "1"]
-    options += ["--password", str(password), "--workdir", str(folder), *address.split(":")]
-    command = [*within, "work_queue_worker", *options]
+    secure = ["--ssl"] if crews.engine == "taskvine" or queues.has_ndcctools() else []
+    options += ["--password", str(password), *secure, *address.split(":")]
+    command = [*within, "env", f"TMPDIR={folder}", PROGRAMS[crews.engine], *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             yield
@@ -82,7 +84,7 @@ def test_a_worker_in_a_bare_root(tmp_path, secret):
     place, port = tmp_path / "place", free_port()
     chroot = bare.chroot(tmp_path / "bare", secret.parent, tmp_path)
     # the worker, and what it is linked to
-    program = shutil.which("work_queue_worker")
+    program = shutil.which(PROGRAMS[crews.engine])
     said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     for one in (program, *(word for word in said.split() if word.startswith("/"))):
         if not (bare.minbase() / one.lstrip("/")).exists():
@@ -93,7 +95,7 @@ def test_a_worker_in_a_bare_root(tmp_path, secret):
     def where(item):
         return item, os.path.exists("/usr/bin/python3"), sys.prefix
 
-    options = {"engine": "workqueue", "port": port, "password_file": secret}
+    options = {"engine": crews.engine, "port": port, "password_file": secret}
     with worker(f"127.0.0.1:{port}", secret, place, *chroot):
         found = packed.calculate(where, range(10), **options)
     assert [item for item, *_ in found] == [*range(10)]

@@ -10,7 +10,7 @@ import pytest
 from analysis import tally, where
 from support import BAD, broken, check, failing, only, ranges, run, tally_of
 
-from hepscale.executor.engines import machine
+from hepscale import machine
 
 pytestmark = pytest.mark.usefixtures("settled", "nothing_left")
 

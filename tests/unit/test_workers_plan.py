@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 import hepscale
-from hepscale import ConfigError, Workers
+from hepscale import ConfigError, Workers, machine
 from hepscale.config import load_settings
 from hepscale.executor import placing
-from hepscale.executor.engines import machine
 from hepscale.workers import systems
 from hepscale.workers.plan import (
     BATCH_SYSTEMS,
