@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -96,12 +97,27 @@ def meanwhile(act: Callable[[], Any]) -> Iterator[None]:
 
 def workers() -> list[int]:
     """Return the workers that run; not one that is only asked for its version."""
+    if engine == "taskvine":
+        return sorted(
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_vine(pid)
+        )
     found = support.processes().items()
     return sorted(
         pid
         for pid, text in found
-        if PROGRAMS[engine] in text.partition(" ")[0] and " --password " in text
+        if "work_queue_worker" in text.partition(" ")[0] and " --password " in text
     )
+
+
+def _is_vine(pid: int) -> bool:
+    """Whether it is a worker of TaskVine, which writes over its arguments and variables."""
+    try:
+        program, cwd = os.readlink(f"/proc/{pid}/exe"), os.readlink(f"/proc/{pid}/cwd")
+        text = Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+    asked = cwd.startswith(f"{tempfile.gettempdir()}/hepscale-")
+    return program.endswith(PROGRAMS[engine]) and "transfer" not in text and not asked
 
 
 def members(worker: int) -> dict[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -128,6 +129,8 @@ def _introduction(path: Path) -> bytes:
             env={**os.environ, "CCTOOLS_TEMP": folder, "_CONDOR_SCRATCH_DIR": folder},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            # TaskVine's has a process of its own for transfers, which would outlive it
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -141,7 +144,8 @@ def _introduction(path: Path) -> bytes:
                 if process.poll() is not None:
                     break
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         assert process.stdout is not None
         return process.stdout.read()
 
