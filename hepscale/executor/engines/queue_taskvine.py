@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +109,18 @@ class TaskVineQueue(Queue):
         """Queue `task`."""
         made = taskvine.Task(task.command)
         own: list[Any] = []
+        manager = self._open()
         for file in task.inputs:
-            made.add_input(self._declared(file, own), file.remote)
+            if file.cache:
+                made.add_input(self._shared(file), file.remote)
+                continue
+            # TaskVine knows files by their content: of two equal ones that of a task which has
+            # ended would be read
+            own.append(manager.declare_buffer(file.local.read_bytes(), False, False))
+            made.add_input(own[-1], file.remote)
         for file in task.outputs:
-            declared = self._declared(file, own)
-            made.add_output(declared, file.remote, watch=file.watch, failure_only=file.failure_only)
+            own.append(manager.declare_file(str(file.local), cache=False, peer_transfer=False))
+            made.add_output(own[-1], file.remote, watch=file.watch, failure_only=file.failure_only)
         for name, value in task.environment:
             made.set_env_var(name, value)
         made.set_cores(max(task.cores, 1))
@@ -192,16 +200,14 @@ class TaskVineQueue(Queue):
             received_bytes=int(task.get_metric("bytes_received")),
         )
 
-    def _declared(self, file: QueueFile, own: list[Any]) -> Any:
-        """Return what TaskVine knows a file by: cached ones once, others for one task."""
-        if not file.cache:
-            # nobody else has to do with it
-            own.append(self._open().declare_file(str(file.local), cache=False, peer_transfer=False))
-            return own[-1]
+    def _shared(self, file: QueueFile) -> Any:
+        """Return what TaskVine knows a cached input by."""
         if file.local not in self._cached:
-            # it is known by its content: a worker may outlive this manager
+            # that of an earlier run with this content would be read
+            kept = _kept(file.local, self._options.folder / f"kept-{len(self._cached)}")
+            # a worker may outlive this manager
             self._cached[file.local] = self._open().declare_file(
-                str(file.local), cache="worker", peer_transfer=file.shared
+                str(kept), cache="worker", peer_transfer=file.shared
             )
         return self._cached[file.local]
 
@@ -237,6 +243,22 @@ class TaskVineQueue(Queue):
         if self._manager is None:
             raise EngineError("The queue was closed.", fix="make a new executor")
         return self._manager
+
+
+def _kept(source: Path, target: Path) -> Path:
+    """Give a file or folder a second name, which stays; where that cannot be, a copy."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy(source, target)
+
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=link)
+    else:
+        link(os.path.realpath(source), str(target))
+    return target
 
 
 @contextmanager
