@@ -213,9 +213,10 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the user should know, said once."""
+    """Something that the user should know, said once; if it is `lasting`, also in a saved notebook."""
 
     text: str
+    lasting: bool = False
 
 
 EngineEvent: TypeAlias = FrameBytes | TaskEnded | WorkerJoined | WorkerLost | Notice
