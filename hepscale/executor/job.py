@@ -74,8 +74,12 @@ class Observer(Protocol):
         """Take note of an event."""
         ...
 
-    def tick(self) -> None:
-        """Show what there is to be seen; called after each poll, also when nothing happened."""
+    def tick(self, output: Callable[[], Any]) -> None:
+        """Show what there is to be seen; called after each poll, also when nothing happened.
+
+        `output` returns what has been merged, or None. It is not copied: whoever calls it does so
+        in the thread of the run and changes nothing.
+        """
         ...
 
 

@@ -213,7 +213,7 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the user should know, said once; if it is `lasting`, also in a saved notebook."""
+    """Something that the user should know, said once; `lasting`: also where the run is saved."""
 
     text: str
     lasting: bool = False

@@ -68,7 +68,7 @@ class NullView:
 
 
 class Throttle:
-    """Says when to draw again: the last state wins, and drawing takes at most a fiftieth of the time.
+    """Says when to draw again: the last state wins, and drawing takes at most 2 % of the time.
 
     No more than 250 kB/s are sent, or a slow connection would show the past.
 
@@ -188,9 +188,9 @@ def make_view(status: bool, gallery: Gallery | None = None) -> View:
     -------
     View
         In a notebook that somebody watches a widget; in one that is executed (nbclient, papermill,
-        nbval) a picture and a text at the end; on a terminal a bar; elsewhere lines on stderr. The variable
-        ``HEPSCALE_VIEW`` overrides: ``widget``, ``static``, ``text``, ``lines`` or ``off``. No
-        exception leaves the view: it is logged, and the run goes on unseen.
+        nbval) a picture and a text at the end; on a terminal a bar; elsewhere lines on stderr. The
+        variable ``HEPSCALE_VIEW`` overrides: ``widget``, ``static``, ``text``, ``lines`` or
+        ``off``. No exception leaves the view: it is logged, and the run goes on unseen.
 
     Raises
     ------

@@ -57,7 +57,7 @@ class Gallery:
         tell: Callable[[str], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._patterns = tuple(watch) if isinstance(watch, Sequence) else ()
+        self._patterns = () if watch is None or callable(watch) else tuple(watch)
         self._callable = watch if callable(watch) else None
         self._tell = tell
         self._clock = clock
