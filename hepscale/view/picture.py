@@ -120,6 +120,9 @@ def _draw(axes: Any, plot: Plot) -> None:
 
 def _steps(axes: Any, plot: Plot, x: Axis) -> None:
     edges = _edges(x)
+    if len(edges) < 2:
+        # categories, of which none has come in
+        return
     for i, one in enumerate(plot.series):
         colour = _COLOURS[i % len(_COLOURS)]
         style = ("-", "--", ":")[i // len(_COLOURS) % 3]
