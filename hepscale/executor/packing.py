@@ -220,7 +220,7 @@ class _Sayer:
             self._told.add(label)
             size = f"{total / 1e6:.0f} MB"
             self._observer.see(Notice(f"Packing {label} for the workers: {size}, once."))
-        self._observer.tick(lambda: None)
+        self._observer.tick()
 
 
 def _missing(found: Analysis) -> Iterator[str]:

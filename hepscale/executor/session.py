@@ -102,8 +102,8 @@ class _Shower:
     def see(self, event: Event) -> None:
         apply(self._state, event, time.monotonic())
 
-    def tick(self, output: Callable[[], Any]) -> None:
-        self._output = output
+    def tick(self, output: Callable[[], Any] | None = None) -> None:
+        self._output = output or self._output
         advance(self._state, time.monotonic())
         if self._partial is not None:
             self._partial.tick(self._state, self._content)
@@ -115,7 +115,7 @@ class _Shower:
         if self._gallery is not None and content is not None:
             for text in self._gallery.missed(content):
                 self._note(text)
-        self._view.close(self._state, self._content)
+        self._view.close(self._state, lambda: content)
 
     def _content(self) -> Any:
         merged = self._output() if self._watched is not None else None

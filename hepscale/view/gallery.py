@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from hepscale.view.histograms import Axis, Layout, Plot, layout, project
 from hepscale.view.text import one_line
 
 __all__ = ["Drawing", "Gallery", "Watch", "encode"]
+
+logger = logging.getLogger(__name__)
 
 Watch: TypeAlias = Sequence[str] | Callable[[Any], Mapping[str, Any]]
 
@@ -97,8 +100,12 @@ class Gallery:
         return Drawing(tuple(plots), self._more)
 
     def missed(self, output: Any) -> list[str]:
-        """Return a sentence for each pattern that means nothing in an output."""
-        names = [name for one in find(output) for name in one.names]
+        """Return a sentence for each pattern that means nothing in an output; raises nothing."""
+        try:
+            names = [name for one in find(output) for name in one.names] if self._patterns else []
+        except Exception as error:  # noqa: BLE001
+            logger.warning("The output cannot be looked into: %r", error)
+            return []
         told = []
         for pattern in self._patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
