@@ -145,8 +145,11 @@ class WidgetView:
 
     def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw at most ten times a second; the first call shows the widget."""
+        if self._widget is None:
+            # takes as long as many updates, once
+            self._show(RunWidget(run=payload(state)), state)
         if force or self._throttle.due():
-            self._throttle.draw(lambda: self._draw(state, output))
+            self._throttle.draw(lambda: self._draw(self._widget, state, output))
 
     def close(self, state: RunState, output: Partial = nothing) -> None:
         """Put the final bundle where the widget was, and close the widget."""
@@ -160,13 +163,9 @@ class WidgetView:
             self._widget.close()
         self._handle = self._widget = None
 
-    def _draw(self, state: RunState, output: Partial) -> int:
+    def _draw(self, widget: Any, state: RunState, output: Partial) -> int:
         drawing = self._gallery.draw(output()) if self._gallery is not None else Drawing()
         spec, bins = encode(drawing)
-        widget = self._widget
-        if widget is None:
-            self._show(RunWidget(run=payload(state), spec=spec, bins=bins), state)
-            return len(bins)
         changed = bins != widget.bins
         # together, so that a front end never has the numbers of other histograms
         with widget.hold_sync():

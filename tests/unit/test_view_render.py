@@ -211,23 +211,30 @@ def test_ctrl_c_goes_through_the_guard() -> None:
 # -- how often -------------------------------------------------------------------------------------
 
 
-def test_the_throttle_keeps_to_its_interval_and_to_a_fiftieth_of_the_time() -> None:
-    clock = Clock()
-    throttle = Throttle(0.1, clock)
+def test_the_throttle_keeps_to_its_interval_and_its_part_of_the_time() -> None:
+    clock, cpu_clock = Clock(), Clock()
+    throttle = Throttle(0.1, clock, cpu_clock)
 
-    def slow() -> None:
-        clock.now_s += 0.1
+    def waits_s(wall_s: float = 0.0, cpu_s: float = 0.0, sent: int | None = None) -> float:
+        def render() -> int | None:
+            clock.now_s += wall_s
+            cpu_clock.now_s += cpu_s
+            return sent
 
-    assert throttle.due()
-    throttle.draw(lambda: None)
-    assert not throttle.due()
-    clock.now_s = 0.11
-    assert throttle.due()
-    throttle.draw(slow)
-    clock.now_s = 5.0
-    assert not throttle.due()
-    clock.now_s = 5.2
-    assert throttle.due()
+        begun_s = clock.now_s
+        assert throttle.due()
+        throttle.draw(render)
+        while not throttle.due():
+            clock.now_s += 0.01
+        return clock.now_s - begun_s
+
+    assert waits_s() == pytest.approx(0.1, abs=0.02)
+    # slow once: by chance
+    assert waits_s(cpu_s=0.1) == pytest.approx(0.1, abs=0.02)
+    assert waits_s(cpu_s=0.1) == pytest.approx(5.0, abs=0.02)
+    assert waits_s(cpu_s=0.001) == pytest.approx(0.1, abs=0.02)
+    assert waits_s(wall_s=0.1) == pytest.approx(1.0, abs=0.02)
+    assert waits_s(sent=1_000_000) == pytest.approx(4.0, abs=0.02)
 
 
 def test_the_last_state_wins() -> None:
