@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -24,6 +25,7 @@ _MOST = 12
 _WIDTH_IN = 3.5
 _HEIGHT_IN = 2.7
 _LINE_IN = 0.22
+_CHARACTER_IN = 0.068
 _DPI = 80
 _MOST_LINES = 8
 _MOST_ROWS = 9
@@ -60,13 +62,17 @@ def png(drawing: Drawing, text: str) -> bytes:
     """
     plots = drawing.plots[:_MOST]
     missing = len(drawing.plots) + len(drawing.more) - len(plots)
-    lines = [one_line(line, 150) for line in text.splitlines()]
-    lines = lines[:_MOST_LINES] + (["..."] if len(lines) > _MOST_LINES else [])
-    lines += [f"and {missing:,} more plots"] if missing else []
     columns = min(len(plots), 2 if len(plots) in (2, 4) else 3)
     rows = math.ceil(len(plots) / columns)
-    # a line has to fit above a single plot
+    # room for a line of text above a single plot
     width = max(_WIDTH_IN * columns, 5.5)
+    lines = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(one_line(line), int(width / _CHARACTER_IN))
+    ]
+    lines = lines[:_MOST_LINES] + (["..."] if len(lines) > _MOST_LINES else [])
+    lines += [f"and {missing:,} more plots"] if missing else []
     head = _LINE_IN * len(lines) + 0.12
     height = _HEIGHT_IN * rows + head
     with mpl.rc_context():
@@ -79,7 +85,7 @@ def png(drawing: Drawing, text: str) -> bytes:
             figure.text(
                 0.12 / width,
                 1 - (0.06 + _LINE_IN * i) / height,
-                line.strip(),
+                line,
                 va="top",
                 weight="bold" if i == 0 else "normal",
                 parse_math=False,

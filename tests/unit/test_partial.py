@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hepscale.executor import session
 from hepscale.executor.partial import PartialResults
 from hepscale.executor.task import ChunksCounted, RunEnded, RunStarted
 from hepscale.view import RunState, apply
+from hepscale.view.base import NullView
 
 
 class Run:
@@ -96,3 +98,27 @@ def test_what_cannot_be_copied_is_told_once():
     assert len(run.told) == 1
     assert run.told[0].lasting
     assert "TypeError: no copy" in run.told[0].text
+
+
+def test_a_tick_without_output_keeps_what_is_drawn(monkeypatch):
+    """As while an environment is packed in the middle of a run."""
+    drawn, closed = [], []
+
+    class Recorder(NullView):
+        def update(self, state, output=None, *, force=False):
+            drawn.append(output())
+
+        def close(self, state, output=None):
+            closed.append(output())
+
+    monkeypatch.setattr(session, "make_view", lambda status, gallery: Recorder())
+    watched = session.Watched(lambda merged: merged["out"], ["x"], None, 1.0)
+    with session.shown(status=True, watched=watched) as observer:
+        observer.tick()
+        observer.tick(lambda: {"out": 3})
+        observer.tick()
+    assert drawn == [None, 3, 3]
+    assert closed == [3]
+    with session.shown(status=True) as observer:
+        observer.tick(lambda: {"files of coffea's own"})
+    assert closed == [3, None]
