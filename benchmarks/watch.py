@@ -71,8 +71,8 @@ def watched() -> Iterator[Seen]:
     seen, shown, poll = Seen(), session.shown, LocalEngine.poll
 
     @contextmanager
-    def shown_and_seen(*, status: bool) -> Iterator[Observer]:
-        with shown(status=status) as observer:
+    def shown_and_seen(**options: Any) -> Iterator[Observer]:
+        with shown(**options) as observer:
             see = observer.see
 
             def both(event: Event) -> None:

@@ -18,7 +18,16 @@ from hepscale.executor.task import Chunk, InputFile
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["chunks_of", "inputs", "named_files", "split", "states", "unwrap", "wraps"]
+__all__ = [
+    "chunks_of",
+    "content",
+    "inputs",
+    "named_files",
+    "split",
+    "states",
+    "unwrap",
+    "wraps",
+]
 
 
 def chunks_of(items: Iterable[Any], digest: str) -> Iterator[Chunk]:
@@ -138,6 +147,13 @@ def inputs(named: Iterable[InputFile], chunk: Chunk) -> Iterator[InputFile]:
     name = chunk.file
     if name and "://" not in name and not Path(name).is_absolute():
         yield InputFile(name, Path(name).absolute())
+
+
+def content(merged: Any) -> Any:
+    """Return what the user's processor has returned, of outputs as coffea's Runner wraps them."""
+    if isinstance(merged, dict) and "out" in merged and "processed" in merged:
+        return merged["out"]
+    return merged
 
 
 def wraps(type_name: str, message: str) -> bool:

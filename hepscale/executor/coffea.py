@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,12 +22,12 @@ from hepscale import machine
 from hepscale.config import Settings, load_settings
 from hepscale.env import local
 from hepscale.env.api import DEFAULT_CLOSURE
-from hepscale.env.environment import CLOSURES
-from hepscale.errors import ConfigError, HepScaleError, PayloadError, misspelt
+from hepscale.errors import HepScaleError, PayloadError
 from hepscale.executor import (
     advice,
     chunking,
     journal,
+    options,
     packing,
     payload,
     placing,
@@ -41,9 +40,11 @@ from hepscale.executor.run import Run
 from hepscale.executor.task import Chunk, Notice, Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from hepscale.executor.job import Observer
+    from hepscale.view import RunState
+    from hepscale.view.gallery import Watch
     from hepscale.worker.frames import Frame
     from hepscale.workers.api import Workers
 
@@ -113,6 +114,16 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         On which it listens to workers: 9123, or a range, "9000-9100"; None: any.
     password_file
         What the workers have to know; None: a new one, which `workers` are given.
+    watch
+        Which histograms are drawn while the run goes on: patterns of their names, such as
+        ``["mass", "cutflow.*"]``; or a function that is given a copy of the partial output and
+        returns histograms by name. None: the first twelve.
+    on_partial
+        Is called with a copy of the partial output, and of the
+        :class:`hepscale.view.RunState`, when chunks have come in, and once more at the end. An
+        exception in it is told once and does not end the run.
+    interval_s
+        Least seconds between two of these calls. The run waits for them.
 
     Raises
     ------
@@ -137,35 +148,13 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     name: str | None = None
     port: int | str | None = None
     password_file: str | os.PathLike[str] | None = None
+    watch: Watch | None = None
+    on_partial: Callable[[Any, RunState], object] | None = None
+    interval_s: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in (("cores", 1), ("memory_mb", 1), ("retries", 0)):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise ConfigError(
-                    f"{name}={value!r} cannot be used.",
-                    cause=f"it is a whole number, at least {least}",
-                    fix=f"HepScaleExecutor({name}={max(least, 1)})",
-                )
-        if self.wall_s is not None and not (_is_number(self.wall_s) and self.wall_s > 0):
-            raise ConfigError(
-                f"wall_s={self.wall_s!r} cannot be used.",
-                cause="it is the time that one chunk may take, in seconds",
-                fix="HepScaleExecutor(wall_s=600), or leave it out for no limit",
-            )
-        if self.engine is not None:
-            placing.check(self.engine, self.workers)
+        options.check(self)
         placing.check(self._settings().engine, self.workers)
-        if self.closure not in CLOSURES:
-            raise misspelt("closure", self.closure, CLOSURES, 'HepScaleExecutor(closure="{}")')
-        for name in ("extra_packages", "exclude_packages", "files"):
-            given = getattr(self, name)
-            if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
-                raise ConfigError(
-                    f"{name}={given!r} cannot be used.",
-                    cause="it is a list of names",
-                    fix=f"HepScaleExecutor({name}=[{str(given or '...')!r}])",
-                )
 
     def __call__(
         self, items: Iterable[Any], function: Callable[..., Any], accumulator: Any
@@ -213,7 +202,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{os.getpid()}-{next(_run_numbers)}"
         with (
             session.spool(settings.scratch_dir) as spool,
-            session.shown(status=self.status) as observer,
+            session.shown(status=self.status, watched=self._watched(items)) as observer,
         ):
             job, digest, packed = self._job(run_id, function, spool, settings, observer)
             # for the first of coffea's two runs, the one over files
@@ -248,6 +237,12 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             finally:
                 written.close()
                 journal.prune(settings.run_dir, settings.keep_runs)
+
+    def _watched(self, items: list[Any]) -> session.Watched | None:
+        """Return what is done with the growing output; that of reading metadata is coffea's own."""
+        if isinstance(items[0], FileMeta):
+            return None
+        return session.Watched(chunking.content, self.watch, self.on_partial, self.interval_s)
 
     def _settings(self) -> Settings:
         return load_settings(
@@ -341,10 +336,6 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
 def shutdown() -> None:
     """End all warm workers of this process at once, and remove what they left on disk."""
     placing.shutdown()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _versions() -> tuple[str, ...]:

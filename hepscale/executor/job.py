@@ -74,8 +74,13 @@ class Observer(Protocol):
         """Take note of an event."""
         ...
 
-    def tick(self) -> None:
-        """Show what there is to be seen; called after each poll, also when nothing happened."""
+    def tick(self, output: Callable[[], Any] | None = None) -> None:
+        """Show what there is to be seen; called after each poll, also when nothing happened.
+
+        `output` returns what has been merged, or None; where there is no `output`, the last one
+        does. It is not copied: whoever calls it does so in the thread of the run and changes
+        nothing.
+        """
         ...
 
 

@@ -29,6 +29,12 @@ class Output:
         self._merge = merge
         self._journal = journal
         self._in_place = journal is not None
+        self._merging = False
+
+    @property
+    def whole(self) -> Any:
+        """The value, or None if a merge did not come to its end: it may be damaged then."""
+        return None if self._merging else self.value
 
     @property
     def journal_failure(self) -> str:
@@ -37,19 +43,27 @@ class Output:
 
     def add(self, frame: Frame) -> Exception | None:
         """Merge a frame; return why it cannot be merged, in which case it leaves no trace."""
-        payload = frame.payload
         if self.journal_failure:
             self._in_place = False
-        if payload:
-            try:
-                self._add_value(unpickle.loads(payload))
-            except Exception as error:
-                if self._in_place:
-                    self._in_place = False
-                    self._make_again()
+        if payload := frame.payload:
+            # it stays set should Ctrl-C end the merge, or what follows a failed one fail too
+            self._merging = True
+            error = self._merged(payload)
+            self._merging = False
+            if error is not None:
                 return error
         if self._journal is not None:
             self._journal.append(frame)
+        return None
+
+    def _merged(self, payload: bytes) -> Exception | None:
+        try:
+            self._add_value(unpickle.loads(payload))
+        except Exception as error:
+            if self._in_place:
+                self._in_place = False
+                self._make_again()
+            return error
         return None
 
     def note_split(self, key: str, parts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import HepScaleError
 from hepscale.executor import policy
@@ -145,6 +145,7 @@ class Run:
         finally:
             self._engine.close()
             self._observe(RunEnded(status, time.time()))
+        self._observer.tick(self._merged)
         return Outcome(
             status,
             self._output.value,
@@ -152,6 +153,9 @@ class Run:
             self._ledger.counted,
             len(self._ledger.chunks),
         )
+
+    def _merged(self) -> Any:
+        return self._output.whole
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -166,7 +170,7 @@ class Run:
             events = self._engine.poll(_POLL_S)
             polled_s = time.monotonic()
             self._take(events)
-            self._observer.tick()
+            self._observer.tick(self._merged)
             self._enforce_wall(polled_s)
         return "failed" if self._faults.failed else "done"
 

@@ -8,22 +8,26 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor.engines import warm
 from hepscale.executor.job import StopRequest
+from hepscale.executor.partial import PartialResults
+from hepscale.executor.task import Notice
 from hepscale.view import RunState, advance, apply, make_view
+from hepscale.view.gallery import Gallery
 from hepscale.worker import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hepscale.executor.job import Observer
     from hepscale.executor.task import Event
-    from hepscale.view import View
+    from hepscale.view.gallery import Watch
 
-__all__ = ["shown", "spool", "stop_on_sigint", "write"]
+__all__ = ["Watched", "shown", "spool", "stop_on_sigint", "write"]
 
 
 @contextmanager
@@ -60,29 +64,75 @@ def write(path: Path, data: bytes) -> None:
         raise warm.scratch_unusable(path.parent.parent, error) from None
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What is done with the output of a run while it grows.
+
+    Attributes
+    ----------
+    content
+        Returns what the user's processor has returned, of what has been merged.
+    watch
+        Which histograms are drawn, see :class:`hepscale.view.gallery.Gallery`.
+    on_partial, interval_s
+        Is called with the output and the state, at most this often.
+    """
+
+    content: Callable[[Any], Any]
+    watch: Watch | None
+    on_partial: Callable[[Any, RunState], object] | None
+    interval_s: float
+
+
 class _Shower:
     """Folds events into the state that a view shows."""
 
-    def __init__(self, view: View) -> None:
-        self.view = view
-        self.state = RunState()
+    def __init__(self, status: bool, watched: Watched | None) -> None:
+        self._gallery: Gallery | None = None
+        self._partial: PartialResults | None = None
+        self._watched = watched
+        self._output: Callable[[], Any] = lambda: None
+        if watched is not None:
+            self._gallery = Gallery(watched.watch, self._note)
+            if watched.on_partial is not None:
+                self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
+        self._view = make_view(status, self._gallery)
+        self._state = RunState()
 
     def see(self, event: Event) -> None:
-        apply(self.state, event, time.monotonic())
+        apply(self._state, event, time.monotonic())
 
-    def tick(self) -> None:
-        advance(self.state, time.monotonic())
-        self.view.update(self.state)
+    def tick(self, output: Callable[[], Any] | None = None) -> None:
+        self._output = output or self._output
+        advance(self._state, time.monotonic())
+        if self._partial is not None:
+            self._partial.tick(self._state, self._content)
+        if self._state.status is None:
+            self._view.update(self._state, self._content)
+
+    def close(self) -> None:
+        content = self._content()
+        if self._gallery is not None and content is not None:
+            for text in self._gallery.missed(content):
+                self._note(text)
+        self._view.close(self._state, lambda: content)
+
+    def _content(self) -> Any:
+        merged = self._output() if self._watched is not None else None
+        return None if merged is None or self._watched is None else self._watched.content(merged)
+
+    def _note(self, text: str) -> None:
+        self.see(Notice(text, lasting=True))
 
 
 @contextmanager
-def shown(*, status: bool) -> Iterator[Observer]:
+def shown(*, status: bool, watched: Watched | None = None) -> Iterator[Observer]:
     """Yield who is to be told the events of a run, and show what comes of them."""
-    shower = _Shower(make_view(status))
+    shower = _Shower(status, watched)
     try:
         yield shower
     finally:
-        shower.view.close(shower.state)
+        shower.close()
 
 
 @contextmanager

@@ -213,9 +213,10 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the user should know, said once."""
+    """Something that the user should know, said once; `lasting`: also where the run is saved."""
 
     text: str
+    lasting: bool = False
 
 
 EngineEvent: TypeAlias = FrameBytes | TaskEnded | WorkerJoined | WorkerLost | Notice

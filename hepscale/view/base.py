@@ -6,50 +6,72 @@ import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from hepscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hepscale.view.gallery import Gallery
     from hepscale.view.state import RunState
 
-__all__ = ["GuardedView", "Mode", "NullView", "Throttle", "View", "choose_mode", "make_view"]
+__all__ = [
+    "GuardedView",
+    "Mode",
+    "NullView",
+    "Partial",
+    "Throttle",
+    "View",
+    "choose_mode",
+    "make_view",
+    "nothing",
+]
 
 Mode = Literal["widget", "static", "text", "lines", "off"]
+# Returns what the outputs that were counted add up to; None: there is nothing yet.
+Partial: TypeAlias = "Callable[[], Any]"
 
 _VARIABLE = "HEPSCALE_VIEW"
-_MOST_OF_TIME = 0.1
+_MOST_CPU, _MOST_WALL = 0.02, 0.1
+_MOST_BYTES_PER_S = 250_000
 
 logger = logging.getLogger(__name__)
+
+
+def nothing() -> None:
+    """Be the output of a run that has none."""
 
 
 class View(Protocol):
     """Shows a run. Called from the thread that runs the cell or the script, never from another."""
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw the state, unless something was drawn a moment ago and `force` is not set.
 
-        A run loop calls this after each poll; a skipped call costs about a microsecond.
+        A run loop calls this after each poll; a skipped call costs about a microsecond, and does
+        not ask for the output.
         """
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: Partial = nothing) -> None:
         """Draw how the run ended and let go of the display; more calls do nothing."""
 
 
 class NullView:
     """Shows nothing."""
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Do nothing."""
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: Partial = nothing) -> None:
         """Do nothing."""
 
 
 class Throttle:
-    """Says when to draw again: the last state wins, and drawing takes at most a tenth of the time.
+    """Says when to draw again: the last state wins, and drawing takes at most 2 % of the time.
+
+    That is processor time; waiting for a core or for a terminal takes at most a tenth. No more than
+    250 kB/s are sent, or a slow connection would show the past.
 
     Parameters
     ----------
@@ -57,23 +79,39 @@ class Throttle:
         Least seconds between two drawings.
     clock
         Returns seconds; for tests.
+    cpu_clock
+        Returns the seconds for which this thread has kept a core busy; for tests.
     """
 
-    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        interval_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._interval_s = interval_s
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._next_s = float("-inf")
+        self._last_cpu_s = 0.0
 
     def due(self) -> bool:
         """Whether enough time has passed since the last drawing."""
         return self._clock() >= self._next_s
 
-    def draw(self, render: Callable[[], object]) -> None:
-        """Call `render` and note what it cost."""
-        begun_s = self._clock()
-        render()
-        cost_s = self._clock() - begun_s
-        self._next_s = begun_s + max(self._interval_s, cost_s / _MOST_OF_TIME)
+    def draw(self, render: Callable[[], int | None]) -> None:
+        """Call `render`, which returns the bytes that it has sent, and note what it cost."""
+        begun_s, cpu_s = self._clock(), self._cpu_clock()
+        sent = render() or 0
+        cpu_s, wall_s = self._cpu_clock() - cpu_s, self._clock() - begun_s
+        # one that was slow by chance, as the first is, is to stop nothing
+        usual_s, self._last_cpu_s = min(cpu_s, self._last_cpu_s), cpu_s
+        self._next_s = begun_s + max(
+            self._interval_s,
+            usual_s / _MOST_CPU,
+            wall_s / _MOST_WALL,
+            sent / _MOST_BYTES_PER_S,
+        )
 
 
 class GuardedView:
@@ -90,22 +128,22 @@ class GuardedView:
         self._failed = False
         self._closed = False
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw, see :meth:`View.update`."""
         if self._failed or self._closed:
             return
         try:
-            self._view.update(state, force=force)
+            self._view.update(state, output, force=force)
         except Exception as error:  # noqa: BLE001
             self._give_up(error)
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: Partial = nothing) -> None:
         """Draw the end; also after a failure, so that a terminal gets its cursor back."""
         if self._closed:
             return
         self._closed = True
         try:
-            self._view.close(state)
+            self._view.close(state, output)
         except Exception as error:  # noqa: BLE001
             self._give_up(error)
 
@@ -151,21 +189,23 @@ def choose_mode(requested: str, *, asks: bool | None, tty: bool) -> Mode:
     return "widget" if asks else "static"
 
 
-def make_view(status: bool) -> View:
+def make_view(status: bool, gallery: Gallery | None = None) -> View:
     """Return the view for one run.
 
     Parameters
     ----------
     status
         Whether to show anything at all.
+    gallery
+        Chooses the histograms that are drawn; None: there are none.
 
     Returns
     -------
     View
         In a notebook that somebody watches a widget; in one that is executed (nbclient, papermill,
-        nbval) one text at the end; on a terminal a bar; elsewhere lines on stderr. The variable
-        ``HEPSCALE_VIEW`` overrides: ``widget``, ``static``, ``text``, ``lines`` or ``off``. No
-        exception leaves the view: it is logged, and the run goes on unseen.
+        nbval) a picture and a text at the end; on a terminal a bar; elsewhere lines on stderr. The
+        variable ``HEPSCALE_VIEW`` overrides: ``widget``, ``static``, ``text``, ``lines`` or
+        ``off``. No exception leaves the view: it is logged, and the run goes on unseen.
 
     Raises
     ------
@@ -176,7 +216,7 @@ def make_view(status: bool) -> View:
     try:
         asks = _front_end_asks()
         mode = choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr))
-        return GuardedView(_build(mode, kernel=asks is not None)) if status else NullView()
+        return GuardedView(_build(mode, gallery, kernel=asks is not None)) if status else NullView()
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -184,20 +224,20 @@ def make_view(status: bool) -> View:
         return NullView()
 
 
-def _build(mode: Mode, *, kernel: bool) -> View:
+def _build(mode: Mode, gallery: Gallery | None, *, kernel: bool) -> View:
     # Each view imports what it draws with, which scripts and batch jobs should not pay for.
     if mode == "widget":
         from hepscale.view.widget import WidgetView
 
-        return WidgetView()
+        return WidgetView(gallery)
     if mode == "static" and kernel:
         from hepscale.view.widget import StaticView
 
-        return StaticView()
+        return StaticView(gallery)
     if mode == "text":
         from hepscale.view.terminal import TerminalView
 
-        return TerminalView()
+        return TerminalView(gallery)
     if mode in ("lines", "static"):
         from hepscale.view.terminal import LinesView
 

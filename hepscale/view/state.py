@@ -71,8 +71,8 @@ class RunState:
         Seconds that the tasks that have ended took, and for which they kept a core busy.
     failures
         The chunks that were given up, in the order of their failing.
-    notices
-        What the user should know.
+    notices, lasting
+        What the user should know; those of them that are shown when the run has ended, too.
     status
         How the run ended; None while it runs.
     start_time_s, end_time_s
@@ -109,6 +109,7 @@ class RunState:
     tasks_cpu_s: float = 0.0
     failures: list[ChunkFailure] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    lasting: list[str] = field(default_factory=list)
     status: RunStatus | None = None
     start_time_s: float | None = None
     end_time_s: float | None = None
@@ -335,6 +336,8 @@ def _worker_lost(state: RunState, event: WorkerLost) -> None:
 
 def _notice(state: RunState, event: Notice) -> None:
     state.notices.append(event.text)
+    if event.lasting:
+        state.lasting.append(event.text)
 
 
 _FOLDS: dict[type, Callable[[RunState, Any], None]] = {

@@ -5,11 +5,14 @@ rich draws only when it is told to: it has no thread here.
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+import histoprint
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -17,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hepscale.view.base import Throttle
+from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.text import (
     chunks_text,
     duration_text,
@@ -35,6 +38,8 @@ from hepscale.view.text import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hepscale.view.gallery import Gallery
+    from hepscale.view.histograms import Plot
     from hepscale.view.state import RunState
 
 __all__ = ["LinesView", "TerminalView", "draw"]
@@ -43,6 +48,9 @@ _TERMINAL_S = 0.2
 _LINES_S = 5.0
 _MOST_LINES = 5
 _WIDEST = 100
+# A histogram is drawn below the bar if that leaves room for what else is on the terminal.
+_LEAST_ROOM = 12
+_LEAST_LINES, _MOST_LINES_OF_HISTOGRAM = 10, 22
 _STYLES = {"done": "green", "failed": "red", "stopped": "yellow", "interrupted": "yellow"}
 
 
@@ -117,8 +125,12 @@ def _line(mark: str, text: str, style: str) -> Text:
 class TerminalView:
     """A bar and the facts below it, redrawn in place; one line stays when the run has ended.
 
+    Where the terminal is tall enough the first of the histograms is drawn below them.
+
     Parameters
     ----------
+    gallery
+        Chooses the histograms; None: there are none.
     console
         Where to draw; by default stderr.
     clock
@@ -126,30 +138,36 @@ class TerminalView:
     """
 
     def __init__(
-        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        gallery: Gallery | None = None,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._gallery = gallery
         self._console = console or Console(stderr=True, force_jupyter=False)
         self._throttle = Throttle(_TERMINAL_S, clock)
         self._live: Live | None = None
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw at most five times a second."""
         if force or self._throttle.due():
-            self._throttle.draw(lambda: self._draw(state))
+            self._throttle.draw(lambda: self._draw(state, output))
 
-    def close(self, state: RunState) -> None:
-        """Replace the bar by one line."""
+    def close(self, state: RunState, output: Partial = nothing) -> None:
+        """Replace the bar by one line, below what else is to be known."""
         if self._live is not None:
             # what had not been due: a bar in a recording is not to end short of its end
-            self._draw(state)
+            self._draw(state, output)
             self._live.stop()
             self._live = None
+        for text in state.lasting:
+            self._console.print(_line("!", one_line(text), "yellow"), soft_wrap=True)
         style = _STYLES.get(state.status or "", "yellow")
         what, _, rest = final_text(state).partition(":")
         line = Text.assemble((what, f"bold {style}"), ":", rest)
         self._console.print(line, soft_wrap=True, highlight=False)
 
-    def _draw(self, state: RunState) -> None:
+    def _draw(self, state: RunState, output: Partial) -> None:
         if self._live is None:
             # What is printed to the same terminal then appears above the bar; what goes to a file
             # is not touched.
@@ -161,7 +179,36 @@ class TerminalView:
                 redirect_stderr=sys.stderr.isatty(),
             )
             self._live.start()
-        self._live.update(draw(state, self._console.width), refresh=True)
+        shown: RenderableType = draw(state, self._console.width)
+        room = self._console.height - _LEAST_ROOM
+        if self._gallery is not None and room >= _LEAST_LINES:
+            plots = self._gallery.draw(output()).plots
+            steps = next((plot for plot in plots if plot.kind == "steps" and plot.summable), None)
+            if steps is not None:
+                width = min(self._console.width, _WIDEST) - 1
+                lines = min(room, _MOST_LINES_OF_HISTOGRAM)
+                shown = Group(shown, _histogram(steps, width, lines))
+        self._live.update(shown, refresh=True)
+
+
+def _histogram(plot: Plot, width: int, lines: int) -> Text:
+    """Return the sum of a plot's series as a histogram that lies on its side."""
+    total = np.nan_to_num(sum(one.values for one in plot.series), posinf=0.0, neginf=0.0)
+    if plot.x is None or not np.any(total > 0):
+        return Text()
+    edges = np.arange(len(total) + 1) if plot.x.edges is None else np.array(plot.x.edges)
+    starts = np.arange(0, len(total), -(-len(total) // (lines - 3)))
+    total = np.add.reduceat(np.maximum(total, 0.0), starts)
+    made = io.StringIO()
+    histoprint.print_hist(
+        (total, np.append(edges[starts], edges[-1])),
+        file=made,
+        lines=lines - 1,
+        columns=width,
+        title=one_line(plot.name, width - 2),
+        use_color=False,
+    )
+    return Text.from_ansi(made.getvalue().rstrip(), no_wrap=True, overflow="crop")
 
 
 class LinesView:
@@ -192,7 +239,13 @@ class LinesView:
         self._failures = 0
         self._notices = 0
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(
+        self,
+        state: RunState,
+        output: Partial = nothing,  # noqa: ARG002
+        *,
+        force: bool = False,
+    ) -> None:
         """Write a line at most every five seconds, and only if something has changed."""
         if self._only_end or not (force or self._throttle.due()):
             return
@@ -209,7 +262,7 @@ class LinesView:
             self._shown = shown
             self._throttle.draw(lambda: self._draw(state))
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: Partial = nothing) -> None:  # noqa: ARG002
         """Write how the run ended."""
         if not self._only_end:
             self._extras(state)

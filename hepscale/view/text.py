@@ -222,6 +222,7 @@ def summary_text(state: RunState) -> str:
         lines.append(f"  {where}: {reason}" if where else f"  {reason}")
     if len(failures) > _MOST_FAILURES:
         lines.append(f"  and {len(failures) - _MOST_FAILURES:,} more")
+    lines += [f"  note: {_ADDRESS.sub('0x...', one_line(text))}" for text in state.lasting]
     return "\n".join(lines)
 
 

@@ -1,11 +1,10 @@
-"""A run in a notebook: one widget while it goes on, one text when it has ended.
+"""A run in a notebook: one widget while it goes on, a picture and a text when it has ended.
 
-The widget has one trait, ``run``: a small dict with texts that are ready to be shown, sent as one
-message at most ten times a second from the thread that runs the cell. There is no thread of ours.
-
-Live histograms get their place here: a second trait with the bins (one ``Bytes``, little-endian
-float32), set together with ``run`` under ``hold_sync``; the element with the class
-``hepscale-run-histograms`` in ``static/run.js``; and ``image/png`` in :func:`final_bundle`.
+The widget has three traits: ``run``, a small dict with texts that are ready to be shown; ``spec``,
+what the histograms look like; and ``bins``, the numbers in them (``view/gallery.py``). What has
+changed of them is sent as one message at most ten times a second from the thread that runs the
+cell. There is no thread of ours. The message ``{"type": "watch", "names": [...]}`` chooses other
+histograms.
 
 A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
 times, rates and ids, which is the same when the notebook is executed again.
@@ -13,6 +12,8 @@ times, rates and ids, which is the same when the notebook is executed again.
 
 from __future__ import annotations
 
+import base64
+import logging
 import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ import anywidget
 import traitlets
 from IPython.display import display
 
-from hepscale.view.base import Throttle
+from hepscale.view.base import Partial, Throttle, nothing
+from hepscale.view.gallery import Drawing, Gallery, encode
 from hepscale.view.text import (
     chunks_text,
     count_text,
@@ -52,6 +54,8 @@ _STATIC = files("hepscale.view") / "static"
 # IPython's display functions have no types.
 _display: Callable[..., Any] = display
 
+logger = logging.getLogger(__name__)
+
 
 def payload(state: RunState) -> dict[str, Any]:
     """Return what the widget shows: short texts, and the progress in per cent (0 to 100)."""
@@ -77,23 +81,47 @@ def payload(state: RunState) -> dict[str, Any]:
     }
 
 
-def final_bundle(state: RunState) -> dict[str, Any]:
+def final_bundle(state: RunState, drawing: Drawing | None = None) -> dict[str, Any]:
     """Return what stays in the notebook, by media type; empty where there is nothing to say.
 
-    Preprocessing (chunks that are files) is worth a line only if it went wrong.
+    Preprocessing (chunks that are files) is worth a line only if it went wrong. There is a picture
+    if there are histograms, and matplotlib to draw them.
     """
     went_well = not state.chunks_failed and state.status == "done"
     if state.unit == "file" and went_well:
         return {}
-    return {"text/plain": summary_text(state)}
+    text = summary_text(state)
+    if drawing is None or not drawing.plots:
+        return {"text/plain": text}
+    n, total = len(drawing.plots), len(drawing.plots) + len(drawing.more)
+    plots = "1 plot" if total == 1 else f"{total:,} plots"
+    bundle = {"text/plain": f"{text}\n  {plots}" + (f", {n} drawn" if n < total else "")}
+    try:
+        # seconds, if it is the first time, which only a run with something to draw is to cost
+        from hepscale.view.picture import png
+
+        bundle["image/png"] = base64.b64encode(png(drawing, text)).decode("ascii")
+    except Exception as error:  # noqa: BLE001
+        logger.warning("The picture of the run cannot be drawn: %r", error)
+    return bundle
 
 
 class RunWidget(anywidget.AnyWidget):
-    """The widget of one run; the trait ``run`` is what :func:`payload` returns."""
+    """The widget of one run.
+
+    Attributes
+    ----------
+    run
+        What :func:`payload` returns.
+    spec, bins
+        What :func:`hepscale.view.gallery.encode` returns.
+    """
 
     _esm = (_STATIC / "run.js").read_text(encoding="utf-8")
     _css = (_STATIC / "run.css").read_text(encoding="utf-8")
     run = traitlets.Dict().tag(sync=True)
+    spec = traitlets.Dict().tag(sync=True)
+    bins = traitlets.Bytes().tag(sync=True)
 
 
 class WidgetView:
@@ -101,23 +129,31 @@ class WidgetView:
 
     Parameters
     ----------
+    gallery
+        Chooses the histograms; None: there are none.
     clock
         Returns seconds; for tests.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, gallery: Gallery | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._gallery = gallery
         self._throttle = Throttle(_WIDGET_S, clock)
         self._widget: RunWidget | None = None
         self._handle: Any = None
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw at most ten times a second; the first call shows the widget."""
+        if self._widget is None:
+            # takes as long as many updates, once
+            self._show(RunWidget(run=payload(state)), state)
         if force or self._throttle.due():
-            self._throttle.draw(lambda: self._draw(state))
+            self._throttle.draw(lambda: self._draw(self._widget, state, output))
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: Partial = nothing) -> None:
         """Put the final bundle where the widget was, and close the widget."""
-        bundle = final_bundle(state)
+        bundle = final_bundle(state, _last(self._gallery, output))
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
         elif bundle:
@@ -127,25 +163,60 @@ class WidgetView:
             self._widget.close()
         self._handle = self._widget = None
 
-    def _draw(self, state: RunState) -> None:
-        if self._widget is not None:
-            self._widget.run = payload(state)
-            return
-        self._widget = RunWidget(run=payload(state))
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+    def _draw(self, widget: Any, state: RunState, output: Partial) -> int:
+        drawing = self._gallery.draw(output()) if self._gallery is not None else Drawing()
+        spec, bins = encode(drawing)
+        changed = bins != widget.bins
+        # together, so that a front end never has the numbers of other histograms
+        with widget.hold_sync():
+            widget.run, widget.spec, widget.bins = payload(state), spec, bins
+        return len(bins) if changed else 0
+
+    def _show(self, widget: RunWidget, state: RunState) -> None:
+        self._widget = widget
+        widget.on_msg(self._receive)
+        view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
         # Our own text: that of the widget holds an address, which differs each time.
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
         self._handle = _display(shown, raw=True, display_id=True)
 
+    def _receive(self, widget: object, content: Any, buffers: object) -> None:  # noqa: ARG002
+        # in a thread of the kernel's while the cell runs: the next drawing does what it asks for
+        if not isinstance(content, dict) or content.get("type") != "watch":
+            return
+        names = content.get("names")
+        if isinstance(names, list) and self._gallery is not None:
+            self._gallery.pick([name for name in names if isinstance(name, str)])
+
 
 class StaticView:
-    """Nothing while the run goes on; the final bundle once at its end."""
+    """Nothing while the run goes on; the final bundle once at its end.
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    Parameters
+    ----------
+    gallery
+        Chooses the histograms; None: there are none.
+    """
+
+    def __init__(self, gallery: Gallery | None = None) -> None:
+        self._gallery = gallery
+
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Do nothing."""
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: Partial = nothing) -> None:
         """Display the final bundle, if there is anything to say."""
-        bundle = final_bundle(state)
+        bundle = final_bundle(state, _last(self._gallery, output))
         if bundle:
             _display(bundle, raw=True)
+
+
+def _last(gallery: Gallery | None, output: Partial) -> Drawing | None:
+    """Return the last drawing; a run is to have its text, whatever happens to its picture."""
+    if gallery is None:
+        return None
+    try:
+        return gallery.draw(output(), search=True)
+    except Exception as error:  # noqa: BLE001
+        logger.warning("The histograms of the run cannot be drawn: %r", error)
+        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Any
 
 import nbclient
@@ -37,6 +39,27 @@ def drive(desc="Processing", unit="chunk", chunks=40, entries=2_000_000, failed=
         tell(ChunkFailed(ChunkFailure("DY", "a.root", i, i + 1, "exception", "ValueError: no")))
     tell(RunEnded(status, time.time()))
     view.close(state)
+"""
+DRAW = """
+import hist
+from hepscale.view.gallery import Gallery
+
+def fill(names=("mass",), chunks=40, choose=None):
+    state, gallery = RunState(), Gallery(choose)
+    view = make_view(True, gallery)
+    out = {name: hist.Hist.new.StrCat([], growth=True).Reg(4, 0, 4).Weight() for name in names}
+    def tell(event):
+        apply(state, event, time.monotonic())
+        view.update(state, lambda: out)
+    tell(RunStarted("r", "Processing", "chunk", chunks, 0, "local", time.time()))
+    for i in range(chunks):
+        for one in out.values():
+            one.fill(f"d{i % 2}", [0.5, 1.5, 1.5], weight=2.0)
+        tell(ChunksCounted(1, 0, 1_000))
+        time.sleep(0.01)
+    view.update(state, lambda: out, force=True)
+    tell(RunEnded("done", time.time()))
+    view.close(state, lambda: out)
 """
 GOOD = "Processing: 40 of 40 chunks, 2,000,000 events, 0 failed"
 
@@ -111,6 +134,73 @@ def test_a_live_widget_is_replaced_by_the_text(monkeypatch: pytest.MonkeyPatch) 
         if content["comm_id"] in ours and "run" in content["data"].get("state", {})
     ]
     assert 1 <= len(sent) <= 20
+
+
+def test_a_saved_notebook_has_the_picture_twice_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEPSCALE_VIEW", raising=False)
+    cells = (DRAW, "fill([f'h{i}' for i in range(14)])")
+    (_, first), _ = execute(*cells)
+    (_, second), _ = execute(*cells)
+    assert first == second
+    assert [set(output["data"]) for output in first] == [{"image/png", "text/plain"}]
+    assert texts(first) == ["Processing: 40 of 40 chunks, 0 failed\n  14 plots, 12 drawn"]
+    assert base64.b64decode(first[0]["data"]["image/png"]).startswith(b"\x89PNG")
+
+
+def test_histograms_are_sent_once_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPSCALE_VIEW", "widget")
+    (_, outputs), client = execute(DRAW, "fill()")
+    assert set(outputs[-1]["data"]) == {"image/png", "text/plain"}
+    (view,) = [content["data"][VIEW_TYPE] for content in client.of_type("display_data")]
+    updates = [
+        message
+        for message in client.messages
+        if message["msg_type"] == "comm_msg"
+        and message["content"]["comm_id"] == view["model_id"]
+        and message["content"]["data"].get("method") == "update"
+    ]
+    sent = [message["content"]["data"]["state"] for message in updates]
+    # a layout never goes without its numbers
+    assert all(
+        ["bins"] in m["content"]["data"]["buffer_paths"]
+        for m, state in zip(updates, sent, strict=True)
+        if state.get("spec", {}).get("plots")
+    )
+    # two datasets come in, and then only numbers change
+    assert 1 <= sum("spec" in state for state in sent) <= 3
+    assert sum(["bins"] in m["content"]["data"]["buffer_paths"] for m in updates) >= 3
+    spec = [state["spec"] for state in sent if "spec" in state][-1]
+    (plot,) = spec["plots"]
+    assert [one["name"] for one in plot["series"]] == ["d0", "d1"]
+    last = [m for m in updates if ["bins"] in m["content"]["data"]["buffer_paths"]][-1]
+    numbers = struct.unpack("<16f", last["buffers"][0])
+    shown = 0.0
+    for one in plot["series"]:
+        offset, n = one["values"]
+        shown += sum(numbers[offset : offset + n])
+    assert shown == 40 * 3 * 2.0
+
+
+def test_another_choice_is_drawn_at_the_next_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPSCALE_VIEW", "widget")
+    cell = """
+from hepscale.view.widget import WidgetView
+view, state = WidgetView(Gallery(["a"])), RunState()
+out = {name: hist.Hist.new.Reg(2, 0, 1).Double() for name in "abc"}
+def drawn():
+    view.update(state, lambda: out, force=True)
+    return [plot["name"] for plot in view._widget.spec["plots"]], view._widget.spec["more"]
+print(drawn())
+view._widget._handle_custom_msg({"type": "watch", "names": ["c", 3, "b"]}, [])
+print(drawn())
+for odd in ({"type": "watch"}, {"type": "watch", "names": "b"}, "x", {"type": "?"}, None):
+    view._widget._handle_custom_msg(odd, [])
+print(drawn())
+"""
+    (_, outputs), _ = execute(DRAW, cell)
+    assert [output["text"] for output in outputs if output.get("name") == "stdout"] == [
+        "(['a'], ['b', 'c'])\n(['c', 'b'], ['a'])\n(['c', 'b'], ['a'])\n"
+    ]
 
 
 def test_silence_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from coffea.processor import accumulate
 
 from hepscale.executor.journal import Journal
 from hepscale.executor.output import Output
+from hepscale.view.gallery import Gallery
 from hepscale.worker.frames import FrameReader, Kind, encode
 
 
@@ -132,3 +133,40 @@ def test_splits_are_noted(log):
     output.note_split("a", ["b", "c"])
     Output(accumulate, None).note_split("a", ["b", "c"])
     assert [one.kind for one in log.frames()] == [Kind.RUN, Kind.SPLIT]
+
+
+def test_a_picture_drawn_after_a_failed_merge_is_of_the_whole_value(log):
+    output, gallery = Output(accumulate, log), Gallery(clock=lambda: 0.0)
+    for n in range(3):
+        output.add(frame(good(n)))
+    gallery.draw(output.whole)
+    assert isinstance(output.add(frame(bad())), Exception)
+    (plot,) = gallery.draw(output.whole).plots
+    wanted = merged(*map(good, range(3)))["mass"]
+    np.testing.assert_array_equal(plot.series[0].values, wanted.values())
+    # and so are those that follow, of an object made anew each time
+    output.add(frame(good(3)))
+    (plot,) = gallery.draw(output.whole).plots
+    assert plot.series[0].values.sum() == merged(*map(good, range(4)))["mass"].sum().value
+
+
+def test_a_merge_that_is_interrupted_leaves_nothing_to_be_drawn(log):
+    def interrupted(outputs, into=None):
+        into["a"] += 1
+        raise KeyboardInterrupt
+
+    output = Output(interrupted, log)
+    output.add(frame(good(1)))
+    assert equal(output.whole, good(1))
+    with pytest.raises(KeyboardInterrupt):
+        output.add(frame(good(2)))
+    assert output.whole is None
+
+
+def test_nor_does_one_that_cannot_be_made_again(log):
+    output = Output(accumulate, log)
+    output.add(frame(good(1)))
+    log.frames = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        output.add(frame(bad()))
+    assert output.whole is None

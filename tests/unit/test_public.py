@@ -40,6 +40,9 @@ EXECUTOR = {
     "name": None,
     "port": None,
     "password_file": None,
+    "watch": None,
+    "on_partial": None,
+    "interval_s": 1.0,
 }
 
 JOB = {

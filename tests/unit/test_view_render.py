@@ -53,10 +53,10 @@ class Stopped(View):
     def __init__(self) -> None:
         self.closed = 0
 
-    def update(self, state: RunState, *, force: bool = False) -> None:
+    def update(self, state: RunState, output: object = None, *, force: bool = False) -> None:
         raise RuntimeError("no display")
 
-    def close(self, state: RunState) -> None:
+    def close(self, state: RunState, output: object = None) -> None:
         self.closed += 1
         raise RuntimeError("no display")
 
@@ -188,7 +188,7 @@ def test_a_failing_view_is_logged_once_and_silent(caplog: pytest.LogCaptureFixtu
 def test_a_view_that_cannot_be_made_is_no_view(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(mode: str, *, kernel: bool) -> View:
+    def broken(mode: str, gallery: object, *, kernel: bool) -> View:
         raise ImportError("no rich")
 
     monkeypatch.setattr(view_base, "_build", broken)
@@ -201,7 +201,7 @@ def test_a_view_that_cannot_be_made_is_no_view(
 
 def test_ctrl_c_goes_through_the_guard() -> None:
     class Interrupted(NullView):
-        def update(self, state: RunState, *, force: bool = False) -> None:
+        def update(self, state: RunState, output: object = None, *, force: bool = False) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -211,28 +211,35 @@ def test_ctrl_c_goes_through_the_guard() -> None:
 # -- how often -------------------------------------------------------------------------------------
 
 
-def test_the_throttle_keeps_to_its_interval_and_to_a_tenth_of_the_time() -> None:
-    clock = Clock()
-    throttle = Throttle(0.1, clock)
+def test_the_throttle_keeps_to_its_interval_and_its_part_of_the_time() -> None:
+    clock, cpu_clock = Clock(), Clock()
+    throttle = Throttle(0.1, clock, cpu_clock)
 
-    def slow() -> None:
-        clock.now_s += 0.5
+    def waits_s(wall_s: float = 0.0, cpu_s: float = 0.0, sent: int | None = None) -> float:
+        def render() -> int | None:
+            clock.now_s += wall_s
+            cpu_clock.now_s += cpu_s
+            return sent
 
-    assert throttle.due()
-    throttle.draw(lambda: None)
-    assert not throttle.due()
-    clock.now_s = 0.11
-    assert throttle.due()
-    throttle.draw(slow)
-    clock.now_s = 5.0
-    assert not throttle.due()
-    clock.now_s = 5.2
-    assert throttle.due()
+        begun_s = clock.now_s
+        assert throttle.due()
+        throttle.draw(render)
+        while not throttle.due():
+            clock.now_s += 0.01
+        return clock.now_s - begun_s
+
+    assert waits_s() == pytest.approx(0.1, abs=0.02)
+    # slow once: by chance
+    assert waits_s(cpu_s=0.1) == pytest.approx(0.1, abs=0.02)
+    assert waits_s(cpu_s=0.1) == pytest.approx(5.0, abs=0.02)
+    assert waits_s(cpu_s=0.001) == pytest.approx(0.1, abs=0.02)
+    assert waits_s(wall_s=0.1) == pytest.approx(1.0, abs=0.02)
+    assert waits_s(sent=1_000_000) == pytest.approx(4.0, abs=0.02)
 
 
 def test_the_last_state_wins() -> None:
     clock, state = Clock(), running(0)
-    view = WidgetView(clock)
+    view = WidgetView(clock=clock)
     view.update(state)
     sent: list[str] = []
     widget = view._widget
@@ -286,7 +293,7 @@ def test_the_bar_is_not_full_before_the_end() -> None:
 
 def test_a_terminal_keeps_one_line() -> None:
     console, clock = terminal(), Clock()
-    view = TerminalView(console, clock)
+    view = TerminalView(console=console, clock=clock)
     state = running()
     view.update(state)
     view.close(ended(running(40)))
@@ -302,7 +309,7 @@ def test_a_terminal_keeps_one_line() -> None:
 
 def test_a_terminal_is_drawn_five_times_a_second() -> None:
     console, clock, state = terminal(), Clock(), running()
-    view = TerminalView(console, clock)
+    view = TerminalView(console=console, clock=clock)
     sizes = set()
     for i in range(100):
         clock.now_s = i / 100

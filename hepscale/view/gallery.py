@@ -1,0 +1,222 @@
+"""Which histograms of an output are drawn, and what they look like at this moment."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from hepscale.view.finding import Found, find, reach
+from hepscale.view.histograms import Axis, Layout, Plot, layout, project
+from hepscale.view.text import one_line
+
+__all__ = ["Drawing", "Gallery", "Watch", "encode"]
+
+logger = logging.getLogger(__name__)
+
+Watch: TypeAlias = Sequence[str] | Callable[[Any], Mapping[str, Any]]
+
+_MOST_DRAWN = 12
+_MOST_WATCHED = 48
+# Looking for histograms again may take this part of the time.
+_SEARCH_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawing:
+    """What is drawn at one moment; `more` are the names of what could be drawn as well."""
+
+    plots: tuple[Plot, ...] = ()
+    more: tuple[str, ...] = ()
+
+
+class Gallery:
+    """Finds histograms, chooses among them and projects those that are drawn.
+
+    It looks into an output only when it is asked to. Between two drawings it keeps paths, and what
+    it knows of the axes for as long as a histogram is the same object of the same shape.
+
+    Parameters
+    ----------
+    watch
+        Patterns of names, in the order in which they are drawn; or what returns the histograms to
+        draw by name, given a copy of the output; None: the first twelve.
+    tell
+        Is told, once, why `watch` could not be used.
+    clock
+        Returns seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        watch: Watch | None = None,
+        tell: Callable[[str], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._patterns = () if watch is None or callable(watch) else tuple(watch)
+        self._callable = watch if callable(watch) else None
+        self._tell = tell
+        self._clock = clock
+        self._picked: tuple[str, ...] | None = None
+        self._found: tuple[Found, ...] = ()
+        self._shown: tuple[Found, ...] = ()
+        self._more: tuple[str, ...] = ()
+        self._search_s = float("-inf")
+        self._layouts: dict[str, tuple[Any, Any, Layout]] = {}
+
+    def pick(self, names: Sequence[str]) -> None:
+        """Draw these from now on; may be called from another thread."""
+        self._picked = tuple(dict.fromkeys(names))[:_MOST_WATCHED]
+        self._search_s = float("-inf")
+
+    def draw(self, output: Any, *, search: bool = False) -> Drawing:
+        """Return what is to be drawn of an output; None is one that holds nothing yet.
+
+        Parameters
+        ----------
+        output
+            What the processor's outputs have been added up to; it is not changed.
+        search
+            Look for histograms even if that was done a moment ago.
+        """
+        if output is None:
+            return Drawing()
+        output = self._chosen(output)
+        if search or self._clock() >= self._search_s:
+            self._search(output)
+        try:
+            plots = [self._plot(one, reach(output, one.path)) for one in self._shown]
+        except (LookupError, TypeError):
+            # it is not what it was: another dataset, or a list that is shorter
+            self._search(output)
+            plots = [self._plot(one, reach(output, one.path)) for one in self._shown]
+        return Drawing(tuple(plots), self._more)
+
+    def missed(self, output: Any) -> list[str]:
+        """Return a sentence for each pattern that means nothing in an output; raises nothing."""
+        try:
+            names = [name for one in find(output) for name in one.names] if self._patterns else []
+        except Exception as error:  # noqa: BLE001
+            logger.warning("The output cannot be looked into: %r", error)
+            return []
+        told = []
+        for pattern in self._patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = get_close_matches(pattern.strip("*?."), names, 3, 0.5) or sorted(names)[:3]
+                there = f"there is {' and '.join(map(repr, near))}" if near else "there are none"
+                told.append(f"watch={pattern!r} is the name of no histogram: {there}.")
+        return told
+
+    def _chosen(self, output: Any) -> Any:
+        if self._callable is None:
+            return output
+        try:
+            chosen = self._callable(copy.deepcopy(output))
+            if isinstance(chosen, Mapping):
+                return chosen
+            raise TypeError(f"it returned {type(chosen).__name__} in place of a dict")
+        except Exception as error:  # noqa: BLE001
+            self._callable = None
+            why = one_line(f"{type(error).__name__}: {error}")
+            if self._tell is not None:
+                self._tell(f"watch= has failed, the first histograms are drawn instead: {why}")
+            return output
+
+    def _search(self, output: Any) -> None:
+        begun_s = self._clock()
+        # the choice first: one that is made meanwhile is for the next search
+        self._search_s = float("inf")
+        self._found = find(output)
+        self._shown = tuple(self._choice())
+        shown = {one.name for one in self._shown}
+        self._more = tuple(one.name for one in self._found if one.name not in shown)
+        self._layouts = {name: one for name, one in self._layouts.items() if name in shown}
+        now_s = self._clock()
+        if self._search_s == float("inf"):
+            self._search_s = now_s + (now_s - begun_s) / _SEARCH_SHARE
+
+    def _choice(self) -> Sequence[Found]:
+        if self._picked is not None:
+            by_name = {one.name: one for one in self._found}
+            return [by_name[name] for name in self._picked if name in by_name]
+        if self._patterns:
+            matching = [
+                one
+                for pattern in self._patterns
+                for one in self._found
+                if any(fnmatchcase(name, pattern) for name in one.names)
+            ]
+            return list(dict.fromkeys(matching))[:_MOST_WATCHED]
+        return self._found[: _MOST_WATCHED if self._callable else _MOST_DRAWN]
+
+    def _plot(self, found: Found, source: Any) -> Plot:
+        if found.table:
+            return project(found, source)
+        shape = getattr(source, "shape", None)
+        kept = self._layouts.get(found.name)
+        if kept is None or shape is None or kept[0] is not source or kept[1] != shape:
+            try:
+                kept = source, shape, layout(source)
+            except Exception:  # noqa: BLE001
+                # project() says why
+                return project(found, source)
+            self._layouts[found.name] = kept
+        return project(found, source, kept[2])
+
+
+def encode(drawing: Drawing) -> tuple[dict[str, Any], bytes]:
+    """Return what a front end draws from: a JSON object, and the numbers that it refers to.
+
+    Numbers are little-endian float32, one array after the other; ``[offset, n]`` counts floats. A
+    map is row-major, x first.
+    """
+    arrays: list[np.ndarray[Any, Any]] = []
+    end = 0
+
+    def place(array: np.ndarray[Any, Any] | None) -> list[int] | None:
+        nonlocal end
+        if array is None:
+            return None
+        arrays.append(array.reshape(-1))
+        end += array.size
+        return [end - array.size, array.size]
+
+    plots = [
+        {
+            "name": plot.name,
+            "kind": plot.kind,
+            "x": _axis(plot.x),
+            "y": _axis(plot.y),
+            "series": [
+                {
+                    "name": one.name,
+                    "values": place(one.values),
+                    "variances": place(one.variances),
+                }
+                for one in plot.series
+            ],
+            "rows": list(plot.rows),
+            "summable": plot.summable,
+        }
+        for plot in drawing.plots
+    ]
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = np.concatenate(arrays).astype("<f4").tobytes() if arrays else b""
+    return {"plots": plots, "more": list(drawing.more)}, numbers
+
+
+def _axis(axis: Axis | None) -> dict[str, Any] | None:
+    if axis is None:
+        return None
+    return {
+        "label": axis.label,
+        "edges": None if axis.edges is None else list(axis.edges),
+        "labels": None if axis.labels is None else list(axis.labels),
+    }

@@ -1,0 +1,485 @@
+"""What of an output is found and drawn: nothing is lost on the way, and nothing raises."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections import defaultdict
+
+import boost_histogram as bh
+import hist
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hepscale.view.finding import Found, find
+from hepscale.view.gallery import Drawing, Gallery, encode
+from hepscale.view.histograms import Plot, project
+
+STORAGES = ("Double", "Int64", "AtomicInt64", "Unlimited", "Weight", "Mean", "WeightedMean")
+
+
+def mass(*datasets: str, n: int = 100, storage: str = "Weight") -> hist.Hist:
+    made = hist.Hist.new.StrCat([], growth=True, name="dataset").Reg(10, 0, 10, name="m", label="M")
+    made = getattr(made, storage)()
+    for i, dataset in enumerate(datasets):
+        made.fill(dataset=dataset, m=np.linspace(-1, 11, n), weight=i + 1.0)
+    return made
+
+
+def plain(n: int = 100) -> hist.Hist:
+    made = hist.Hist.new.Reg(10, 0, 10, name="m").Double()
+    return made.fill(np.linspace(-1, 11, n))
+
+
+def plot_of(source: object) -> Plot:
+    found = Found("h", ())
+    return project(found, source)
+
+
+def names(output: object) -> list[str]:
+    return [one.name for one in find(output)]
+
+
+# -- finding ---------------------------------------------------------------------------------------
+
+
+def test_histograms_are_named_by_their_path():
+    output = {"mass": plain(), "DY": {"pt": plain(), "bins": [plain(), plain()]}, "n": 3, "s": "x"}
+    assert names(output) == ["DY.bins.0", "DY.bins.1", "DY.pt", "mass"]
+    assert names(plain()) == ["output"]
+    assert names({("DY", "b"): plain(), 2: plain()}) == ["2", "DY.b"]
+
+
+def test_the_order_is_that_of_the_names_not_of_arrival():
+    one = {"h2": plain(), "h10": plain(), "h1": plain()}
+    assert names(one) == ["h1", "h2", "h10"]
+    assert names(dict(reversed(one.items()))) == names(one)
+
+
+def test_two_paths_of_one_name_are_told_apart():
+    output = {"a.b": plain(1), "a": {"b": plain(2)}}
+    assert names(output) == ["a.b", "a.b (2)"]
+    drawing = Gallery().draw(output)
+    assert [plot.series[0].values.sum() for plot in drawing.plots] == [
+        output["a"]["b"].sum(),
+        output["a.b"].sum(),
+    ]
+
+
+def test_other_things_are_not_histograms():
+    output = {
+        "class": hist.Hist,
+        "array": np.zeros(5),
+        "data": list(range(100_000)),
+        "set": {1, 2},
+        "none": None,
+        "flags": {"a": True, "b": False},
+        "one": {"n": 3},
+        "huge": {f"{i}": i for i in range(10_000)},
+    }
+    assert names(output) == []
+
+
+def test_an_output_that_holds_itself():
+    output: dict[str, object] = {"h": plain()}
+    output["self"] = output
+    assert "h" in names(output)
+
+
+def test_a_cut_flow_is_a_table_whose_rows_keep_their_order():
+    found = find({"cuts": {"all": 10, "two muons": np.int64(4), "b": 2.5}})
+    (plot,) = Gallery().draw({"cuts": {"all": 10, "two muons": np.int64(4), "b": 2.5}}).plots
+    assert [one.table for one in found] == [True]
+    assert plot.kind == "table"
+    assert plot.rows == ("all", "two muons", "b")
+    assert list(plot.series[0].values) == [10, 4, 2.5]
+
+
+def test_cut_flows_of_datasets_are_one_table():
+    output = {"cutflow": {"TT": {"all": 3, "cut": 2}, "DY": {"all": 5, "extra": 1}}}
+    (plot,) = Gallery(["cutflow.*"]).draw(output).plots
+    assert plot.name == "cutflow"
+    assert plot.rows == ("all", "extra", "cut")
+    assert [one.name for one in plot.series] == ["DY", "TT"]
+    np.testing.assert_array_equal(plot.series[0].values, [5, 1, np.nan])
+    # and also while only one of them has come in
+    assert names({"cutflow": {"TT": {"all": 3, "cut": 2}}}) == ["cutflow"]
+    # those without a row in common are others
+    assert names({"a": {"x": 1, "y": 2}, "b": {"p": 1, "q": 2}}) == ["a", "b"]
+
+
+# -- projecting ------------------------------------------------------------------------------------
+
+
+def test_categories_are_series():
+    one = mass("TT", "DY")
+    plot = plot_of(one)
+    assert (plot.kind, plot.x.label, len(plot.x.edges)) == ("steps", "M", 11)
+    assert [series.name for series in plot.series] == ["DY", "TT"]
+    for series in plot.series:
+        np.testing.assert_array_equal(series.values, one[series.name, :].values())
+        np.testing.assert_array_equal(series.variances, one[series.name, :].variances())
+
+
+def test_several_categories_are_pairs_and_the_axis_may_stand_anywhere():
+    one = (
+        hist.Hist.new.StrCat(["a", "b"], name="region")
+        .Reg(4, 0, 4, name="m")
+        .IntCat([7, 5], name="n")
+        .Double()
+    )
+    rng = np.random.default_rng(1)
+    one.fill(
+        region=rng.choice(["a", "b", "c"], 99), m=rng.uniform(0, 4, 99), n=rng.choice([5, 7, 9], 99)
+    )
+    plot = plot_of(one)
+    assert [series.name for series in plot.series] == ["a / 7", "a / 5", "b / 7", "b / 5", "other"]
+    np.testing.assert_array_equal(plot.series[1].values, one["a", :, hist.loc(5)].values())
+    total = sum(series.values for series in plot.series)
+    np.testing.assert_array_equal(total, one.project("m").values())
+    assert total.sum() == 99
+
+
+def test_more_than_twenty_series_are_summed():
+    one = mass(*(f"d{i}" for i in range(30)))
+    plot = plot_of(one)
+    assert [series.name for series in plot.series] == [*(f"d{i}" for i in range(19)), "other"]
+    total = sum(series.values for series in plot.series)
+    np.testing.assert_allclose(total, one.project("m").values())
+
+
+def test_only_categories_are_bins_with_labels():
+    one = hist.Hist.new.StrCat([], growth=True, name="cut").Double()
+    one.fill(["b", "a", "b"])
+    plot = plot_of(one)
+    assert plot.x.labels == ("a", "b")
+    assert plot.x.edges is None
+    assert list(plot.series[0].values) == [1, 2]
+
+
+def test_two_axes_are_a_map_of_x_first():
+    one = (
+        hist.Hist.new.Reg(3, 0, 3, name="x").Reg(4, 0, 4, name="y").StrCat(["s"], name="c").Weight()
+    )
+    one.fill(x=[0.5, 2.5, 2.5], y=[1.5, 3.5, 9.0], c="s")
+    plot = plot_of(one)
+    assert plot.kind == "map"
+    assert (plot.x.label, plot.y.label) == ("x", "y")
+    assert plot.series[0].values.shape == (3, 4)
+    assert plot.series[0].values[0, 1] == plot.series[0].values[2, 3] == 1
+    spec, numbers = encode(Drawing((plot,)))
+    offset, n = spec["plots"][0]["series"][0]["values"]
+    assert n == 12
+    assert np.frombuffer(numbers, "<f4")[offset + 0 * 4 + 1] == 1
+
+
+def test_more_axes_are_summed_over():
+    one = hist.Hist.new.Reg(3, 0, 3).Reg(4, 0, 4).Reg(5, 0, 5).Double()
+    one.fill([1.5], [1.5], [99.0])
+    plot = plot_of(one)
+    assert plot.kind == "map"
+    assert plot.series[0].values[1, 1] == 1
+
+
+def test_means_are_combined_by_their_entries():
+    one = (
+        hist.Hist.new.StrCat(["a", "b"], name="c")
+        .Reg(300, 0, 3, name="x")
+        .Reg(2, 0, 2, name="y")
+        .Mean()
+    )
+    one.fill(c=["a", "a", "b"], x=[0.5, 0.5, 0.5], y=[0.5, 1.5, 0.5], sample=[1.0, 3.0, 5.0])
+    plot = plot_of(one[:, :, sum])
+    assert not plot.summable
+    assert plot.series[0].values[50] == 2
+    assert math.isnan(plot.series[0].values[51])
+    assert plot_of(one).series[0].values.shape == (150, 2)
+    assert plot_of(one).series[0].values[25, 0] == 3
+
+
+def test_many_bins_become_fewer_and_none_is_lost():
+    one = hist.Hist.new.Reg(10_007, 0, 1).Double().fill(np.linspace(0, 0.999, 5_000))
+    plot = plot_of(one)
+    assert len(plot.x.edges) <= 1_001
+    assert (plot.x.edges[0], plot.x.edges[-1]) == (0, 1)
+    assert len(plot.x.edges) == len(plot.series[0].values) + 1
+    assert plot.series[0].values.sum() == 5_000
+    square = hist.Hist.new.Reg(1_000, 0, 1).Reg(1_000, 0, 1).Double()
+    square.fill(np.linspace(0, 0.999, 500), np.linspace(0, 0.999, 500))
+    drawn = plot_of(square)
+    assert drawn.series[0].values.sum() == 500
+    assert max(drawn.series[0].values.shape) <= 160
+
+
+def test_edges_at_infinity_can_be_drawn():
+    one = hist.Hist.new.Var([-np.inf, 0, 1, np.inf]).Double().fill([5.0])
+    assert plot_of(one).x.edges == (-1, 0, 1, 2)
+
+
+class Broken:
+    """Says that it is a histogram."""
+
+    kind = "COUNT"
+    axes = (1, 2)
+
+    def values(self, flow: bool = False) -> np.ndarray:
+        raise RuntimeError("no values")
+
+
+def test_what_cannot_be_drawn_says_so():
+    (plot,) = Gallery().draw({"bad": Broken()}).plots
+    assert plot.kind == "table"
+    assert "cannot be drawn: TypeError" in plot.rows[0]
+
+
+AXES = st.one_of(
+    st.builds(
+        lambda n, growth, circular: bh.axis.Regular(
+            n, 0, 1, growth=growth, circular=circular and not growth
+        ),
+        st.integers(1, 7),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.builds(
+        lambda edges, growth: bh.axis.Variable(sorted(edges), growth=growth),
+        st.sets(st.floats(-2, 2).map(lambda x: round(x, 3)), min_size=2, max_size=5),
+        st.booleans(),
+    ),
+    st.builds(lambda n: bh.axis.Integer(0, n), st.integers(1, 5)),
+    st.just(bh.axis.Boolean()),
+    st.builds(bh.axis.IntCategory, st.lists(st.integers(0, 3), unique=True, min_size=1)),
+    st.builds(
+        lambda growth, names: bh.axis.StrCategory(names or ["a"], growth=growth),
+        st.booleans(),
+        st.lists(st.text(max_size=3), unique=True, max_size=30),
+    ),
+    st.just(bh.axis.StrCategory([], growth=True)),
+)
+
+
+@given(
+    st.lists(AXES, max_size=4),
+    st.sampled_from(STORAGES),
+    st.integers(0, 20),
+    st.sampled_from([1.0, 0.0, -2.5, math.nan, math.inf, 1e300]),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_histogram_can_be_drawn_and_nothing_is_lost(axes, storage, n, weight, random):
+    one = bh.Histogram(*axes, storage=getattr(bh.storage, storage)())
+    columns = [
+        [random.choice(["a", "b", "zz"]) for _ in range(n)]
+        if isinstance(axis, bh.axis.StrCategory)
+        else [random.randint(-1, 4) for _ in range(n)]
+        for axis in axes
+    ]
+    options = {}
+    if "Mean" in storage:
+        options["sample"] = [random.random() for _ in range(n)]
+    elif "Int" not in storage:
+        options["weight"] = [weight] * n
+    if axes and n:
+        one.fill(*columns, **options)
+    before = copy.deepcopy(one)
+    with np.errstate(all="ignore"):
+        plot = plot_of(one)
+        gallery = Gallery()
+        drawn = gallery.draw({"h": one}).plots[0]
+        spec, numbers = encode(Drawing((plot, drawn)))
+    assert one == before or not math.isfinite(weight)
+    json.dumps(spec, allow_nan=False)
+    floats = np.frombuffer(numbers, "<f4")
+    check(spec, floats, [plot, drawn])
+    if plot.kind == "table" or not plot.summable:
+        return
+    drawn_axes = {"steps": 1, "map": 2}[plot.kind]
+    kept = [
+        i
+        for i, axis in enumerate(axes)
+        if axis.traits.continuous or isinstance(axis, bh.axis.Integer)
+    ]
+    kept = (kept or [len(axes) - 1])[:drawn_axes]
+    wanted = one.project(*kept).values().sum()
+    with np.errstate(all="ignore"):
+        shown = sum(series.values.sum() for series in plot.series)
+    np.testing.assert_allclose(shown, wanted, rtol=1e-9, equal_nan=True)
+
+
+def check(spec, floats, plots):
+    """Every offset is within the numbers, they do not overlap, and hold what is drawn."""
+    end = 0
+    for one, plot in zip(spec["plots"], plots, strict=True):
+        for placed, series in zip(one["series"], plot.series, strict=True):
+            for where, array in (
+                (placed["values"], series.values),
+                (placed["variances"], series.variances),
+            ):
+                assert (where is None) == (array is None)
+                if where is None:
+                    continue
+                assert where[0] == end
+                end += where[1]
+                with np.errstate(all="ignore"):
+                    np.testing.assert_array_equal(
+                        floats[where[0] : end], array.reshape(-1).astype("f4")
+                    )
+        for axis, dim in ((one["x"], 0), (one["y"], 1)):
+            if axis is not None:
+                n = plot.series[0].values.shape[dim] if plot.series else None
+                count = len(axis["edges"]) - 1 if axis["labels"] is None else len(axis["labels"])
+                assert n in (None, count)
+    assert end == len(floats)
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.builds(plain, st.integers(0, 3)),
+    st.sets(st.integers(), max_size=3),
+)
+OUTPUTS = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=3) | st.integers() | st.tuples(st.text(max_size=2)), inner
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(OUTPUTS)
+@settings(deadline=None)
+def test_any_output_can_be_drawn(output):
+    def count(node):
+        if isinstance(node, dict):
+            return sum(map(count, node.values()))
+        if isinstance(node, list):
+            return sum(map(count, node))
+        return isinstance(node, hist.Hist)
+
+    found = find(output)
+    assert len({one.name for one in found}) == len(found)
+    assert sum(not one.table for one in found) == count(output)
+    drawing = Gallery().draw(output)
+    assert len(drawing.plots) + len(drawing.more) == (0 if output is None else len(found))
+    json.dumps(encode(drawing)[0], allow_nan=False)
+
+
+# -- choosing --------------------------------------------------------------------------------------
+
+
+def many(n: int) -> dict[str, hist.Hist]:
+    return {f"h{i}": plain(i) for i in range(n)}
+
+
+def drawn(gallery: Gallery, output: object) -> list[str]:
+    return [plot.name for plot in gallery.draw(output).plots]
+
+
+def test_the_first_twelve_and_the_rest_in_the_picker():
+    drawing = Gallery().draw(many(15))
+    assert [plot.name for plot in drawing.plots] == [f"h{i}" for i in range(12)]
+    assert drawing.more == ("h12", "h13", "h14")
+    assert Gallery().draw(None).plots == ()
+
+
+def test_patterns_choose_and_order():
+    output = {**many(15), "cutflow": {"DY": {"a": 1, "b": 2}}}
+    gallery = Gallery(["cutflow.*", "h1?", "h1*"])
+    assert drawn(gallery, output) == ["cutflow", "h10", "h11", "h12", "h13", "h14", "h1"]
+    assert gallery.missed(output) == []
+
+
+def test_a_pattern_in_vain_is_told_with_what_is_near():
+    output = {"mass": plain(), "pt": plain()}
+    assert Gallery(["mas*"]).missed(output) == []
+    (told,) = Gallery(["maas", "pt"]).missed(output)
+    assert "watch='maas'" in told
+    assert "'mass'" in told
+    (told,) = Gallery(["zzz"]).missed({"mass": plain()})
+    assert "'mass'" in told
+    assert "there are none" in Gallery(["x"]).missed({})[0]
+
+
+def test_a_callable_chooses_from_a_copy():
+    output = {"mass": mass("DY", "TT")}
+    before = copy.deepcopy(output)
+
+    def watch(partial):
+        partial["mass"].reset()
+        partial.clear()
+        return {"two": {"mine": plain(7)}}
+
+    assert drawn(Gallery(watch), output) == ["two.mine"]
+    assert output == before
+
+
+@pytest.mark.parametrize("watch", [lambda partial: 1 / 0, lambda partial: plain()])
+def test_a_callable_that_fails_is_told_once(watch):
+    told: list[str] = []
+    gallery = Gallery(watch, told.append)
+    for _ in range(3):
+        assert drawn(gallery, many(2)) == ["h0", "h1"]
+    assert len(told) == 1
+    assert "Error" in told[0]
+
+
+def test_what_is_picked_replaces_the_choice():
+    gallery = Gallery(["h1"], clock=lambda: 0.0)
+    output = many(5)
+    assert drawn(gallery, output) == ["h1"]
+    gallery.pick(["h4", "h4", "nothing", "h2"])
+    assert drawn(gallery, output) == ["h4", "h2"]
+    assert gallery.draw(output).more == ("h0", "h1", "h3")
+
+
+# -- while the output grows ------------------------------------------------------------------------
+
+
+def test_a_growing_output_is_followed():
+    gallery = Gallery()
+    output = {"mass": mass("TT")}
+    assert [one.name for one in gallery.draw(output).plots[0].series] == ["TT"]
+    output["mass"] += mass("DY")
+    assert [one.name for one in gallery.draw(output).plots[0].series] == ["DY", "TT"]
+    # other objects, of the same shape
+    output = {"mass": mass("AA", "BB")}
+    assert [one.name for one in gallery.draw(output).plots[0].series] == ["AA", "BB"]
+
+
+def test_an_output_that_is_another_is_searched_again_and_nothing_is_made_in_it():
+    gallery = Gallery(clock=lambda: 0.0)
+    assert drawn(gallery, {"a": defaultdict(plain, h=plain()), "b": {"h": plain()}}) == [
+        "a.h",
+        "b.h",
+    ]
+    output = {"a": defaultdict(plain, g=plain()), "b": 3}
+    assert drawn(gallery, output) == ["a.g"]
+    assert list(output["a"]) == ["g"]
+
+
+def test_of_thousands_only_what_is_drawn_is_looked_at_each_time():
+    now = [0.0]
+    reads = [0]
+
+    class Counting(dict):
+        def items(self):
+            reads[0] += 1
+            now[0] += 0.02
+            return super().items()
+
+    gallery = Gallery(clock=lambda: now[0])
+    output = Counting(many(30))
+    for _ in range(100):
+        gallery.draw(output)
+        now[0] += 0.1
+    # a search of 0.02 s and more, one in a hundred times that
+    assert 2 <= reads[0] <= 8
