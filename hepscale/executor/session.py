@@ -76,9 +76,16 @@ class _Shower:
 
 
 @contextmanager
-def shown(*, status: bool) -> Iterator[Observer]:
-    """Yield who is to be told the events of a run, and show what comes of them."""
-    shower = _Shower(make_view(status))
+def shown(stop: StopRequest, *, status: bool) -> Iterator[Observer]:
+    """Yield who is to be told the events of a run, and show what comes of them.
+
+    The view may set `stop`, in whatever thread hears its button.
+    """
+
+    def request() -> None:
+        stop.requested = True
+
+    shower = _Shower(make_view(status, request))
     try:
         yield shower
     finally:
@@ -86,21 +93,23 @@ def shown(*, status: bool) -> Iterator[Observer]:
 
 
 @contextmanager
-def stop_on_sigint() -> Iterator[StopRequest]:
+def stop_on_sigint(stop: StopRequest) -> Iterator[None]:
     """Turn the first Ctrl-C into a stop request; the second one is a KeyboardInterrupt."""
-    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         # signals reach the main thread only
-        yield stop
+        yield
         return
+    pressed = False
 
     def handle(number: int, frame: Any) -> None:
-        if stop.requested:
+        nonlocal pressed
+        # Not `stop.requested`: the view's button interrupts when it believes that it was not heard.
+        if pressed:
             signal.default_int_handler(number, frame)
-        stop.requested = True
+        pressed = stop.requested = True
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

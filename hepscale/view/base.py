@@ -151,13 +151,15 @@ def choose_mode(requested: str, *, asks: bool | None, tty: bool) -> Mode:
     return "widget" if asks else "static"
 
 
-def make_view(status: bool) -> View:
+def make_view(status: bool, stop: Callable[[], None] | None = None) -> View:
     """Return the view for one run.
 
     Parameters
     ----------
     status
         Whether to show anything at all.
+    stop
+        What the stop button does; it may be called in any thread.
 
     Returns
     -------
@@ -176,7 +178,7 @@ def make_view(status: bool) -> View:
     try:
         asks = _front_end_asks()
         mode = choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr))
-        return GuardedView(_build(mode, kernel=asks is not None)) if status else NullView()
+        return GuardedView(_build(mode, stop, kernel=asks is not None)) if status else NullView()
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -184,12 +186,12 @@ def make_view(status: bool) -> View:
         return NullView()
 
 
-def _build(mode: Mode, *, kernel: bool) -> View:
+def _build(mode: Mode, stop: Callable[[], None] | None, *, kernel: bool) -> View:
     # Each view imports what it draws with, which scripts and batch jobs should not pay for.
     if mode == "widget":
         from hepscale.view.widget import WidgetView
 
-        return WidgetView()
+        return WidgetView(stop=stop)
     if mode == "static" and kernel:
         from hepscale.view.widget import StaticView
 

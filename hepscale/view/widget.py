@@ -18,6 +18,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import anywidget
+import comm
 import traitlets
 from IPython.display import display
 
@@ -49,6 +50,9 @@ _MOST_NOTICES = 5
 _UNKNOWN = "-"
 _VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _STATIC = files("hepscale.view") / "static"
+# Joined, as a widget has one text of each: none of them imports another.
+_SCRIPTS = ("scale.js", "figure.js", "board.js", "talk.js", "run.js")
+_STYLES = ("run.css", "board.css")
 # IPython's display functions have no types.
 _display: Callable[..., Any] = display
 
@@ -88,12 +92,55 @@ def final_bundle(state: RunState) -> dict[str, Any]:
     return {"text/plain": summary_text(state)}
 
 
-class RunWidget(anywidget.AnyWidget):
-    """The widget of one run; the trait ``run`` is what :func:`payload` returns."""
+def _joined(names: tuple[str, ...]) -> str:
+    return "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in names)
 
-    _esm = (_STATIC / "run.js").read_text(encoding="utf-8")
-    _css = (_STATIC / "run.css").read_text(encoding="utf-8")
+
+class RunWidget(anywidget.AnyWidget):
+    """The widget of one run.
+
+    Attributes
+    ----------
+    run
+        What :func:`payload` returns.
+    channel
+        The comm target at which :meth:`listen` hears the page; empty where nobody listens.
+    """
+
+    _esm = _joined(_SCRIPTS)
+    _css = _joined(_STYLES)
     run = traitlets.Dict().tag(sync=True)
+    channel = traitlets.Unicode().tag(sync=True)
+
+    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Pass on what the page says, until the widget is closed.
+
+        Parameters
+        ----------
+        hear
+            Gets each message, maybe twice, and maybe in another thread than the run's: a kernel
+            that is busy with a cell hears the page in a thread of its own, if at all.
+        """
+
+        def on_message(_: object, content: Any, __: object) -> None:
+            hear(content)
+            self.send({"type": "heard"})
+
+        def on_open(line: Any, message: dict[str, Any]) -> None:
+            hear(message["content"]["data"])
+            line.send({"type": "heard"})
+
+        # ipykernel 7.4 answers for a comm on which the cell has sent only when the cell is over:
+        # the page therefore opens a new one, to this target, for each message.
+        self.channel = f"hepscale-{self.model_id}"
+        comm.get_comm_manager().register_target(self.channel, on_open)
+        self.on_msg(on_message)
+
+    def close(self) -> None:
+        """Close the widget, and listen no longer."""
+        if self.channel:
+            comm.get_comm_manager().targets.pop(self.channel, None)
+        super().close()
 
 
 class WidgetView:
@@ -103,9 +150,16 @@ class WidgetView:
     ----------
     clock
         Returns seconds; for tests.
+    stop
+        Called when somebody presses the stop button, in any thread.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        stop: Callable[[], None] | None = None,
+    ) -> None:
+        self._stop = stop
         self._throttle = Throttle(_WIDGET_S, clock)
         self._widget: RunWidget | None = None
         self._handle: Any = None
@@ -132,10 +186,16 @@ class WidgetView:
             self._widget.run = payload(state)
             return
         self._widget = RunWidget(run=payload(state))
+        self._widget.listen(self._hear)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
         # Our own text: that of the widget holds an address, which differs each time.
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
         self._handle = _display(shown, raw=True, display_id=True)
+
+
+    def _hear(self, content: dict[str, Any]) -> None:
+        if content.get("type") == "stop" and self._stop is not None:
+            self._stop()
 
 
 class StaticView:
