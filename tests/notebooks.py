@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,13 @@ if TYPE_CHECKING:
 # the kernel before subshells: installed by `make browser`, beside the environment
 OLD_KERNEL = os.environ.get("HEPSCALE_OLD_IPYKERNEL", "")
 _HERE = Path(__file__).parent
+_READY = """
+async () => {
+  const {context} = window.jupyterapp.shell.currentWidget;
+  await context.sessionContext.ready;
+  await context.sessionContext.session.kernel.info;
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Server:
 
     def page(self, app: str, name: str) -> str:
         """Return where a notebook is shown by "lab" or "notebook"."""
-        place = f"lab/tree/{name}" if app == "lab" else f"notebooks/{name}"
+        # a workspace of its own, or JupyterLab would open earlier notebooks beside it
+        own = f"lab/workspaces/{Path(name).stem}/tree/{name}"
+        place = own if app == "lab" else f"notebooks/{name}"
         return f"{self.url}{place}?token={self.token}"
 
 
@@ -50,7 +58,7 @@ def serving(folder: Path) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    _kernelspecs(folder / "jupyter")
+    _prepare(folder)
     environ = {name: value for name, value in os.environ.items() if name != "HEPSCALE_VIEW"}
     environ |= {
         "JUPYTER_DATA_DIR": str(folder / "jupyter"),
@@ -91,16 +99,18 @@ def serving(folder: Path) -> Iterator[Server]:
             process.wait()
 
 
-def _kernelspecs(data: Path) -> None:
-    for name, path in {"python3": "", "old": OLD_KERNEL}.items():
-        if name == "old" and not path:
-            continue
-        spec = data / "kernels" / name
+def _prepare(folder: Path) -> None:
+    """Write the old kernel's description, and that nobody wants to be asked about news."""
+    if OLD_KERNEL:
+        spec = folder / "jupyter/kernels/old"
         spec.mkdir(parents=True)
-        search = os.pathsep.join(filter(None, [path, str(_HERE)]))
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        about = {"argv": command, "display_name": name, "language": "python"}
+        about = {"argv": command, "display_name": "old", "language": "python"}
+        search = os.pathsep.join([OLD_KERNEL, str(_HERE)])
         (spec / "kernel.json").write_text(json.dumps({**about, "env": {"PYTHONPATH": search}}))
+    settings = folder / "settings/@jupyterlab/apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
 
 
 def _wait_until_answering(server: Server, process: subprocess.Popen[bytes]) -> None:
@@ -126,12 +136,7 @@ class Notebook:
 
     def run_all(self) -> None:
         """Begin to run all cells."""
-        self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-
-    def run_all_until(self, text: str, cell: int, timeout_s: float = 30) -> None:
-        """Run all cells and wait for a text in the output of one."""
-        self.run_all()
-        self.output(cell).get_by_text(text).first.wait_for(timeout=1000 * timeout_s)
+        self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
 
 @contextmanager
@@ -150,8 +155,7 @@ def opened(
         page.goto(server.page(app, name))
         page.locator(".jp-Notebook .jp-CodeCell").last.wait_for(timeout=60_000)
         page.wait_for_function("window.jupyterapp !== undefined")
-        idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
-        page.locator(idle).first.wait_for(state="attached", timeout=60_000)
+        page.evaluate(_READY)
         yield Notebook(page)
     finally:
         page.close()

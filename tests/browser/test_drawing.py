@@ -229,4 +229,5 @@ def test_the_stop_button_tells_and_hints(browser: Any) -> None:
         assert page.evaluate("sent") == [{"type": "stop"}]
         page.get_by_text("Not stopped yet").wait_for(timeout=5000)
     with drawn(browser, {}) as page:
-        assert page.get_by_role("button", name="Stop").count() == 0
+        assert page.get_by_role("button").count() == 0
+        assert not page.locator("summary").is_visible()

@@ -194,7 +194,7 @@ class Board {
     this.grid = element("div", "grid", parent);
     this.cards = new Map();
     this.states = new Map();
-    this.width = 0;
+    this.root.hidden = true;
     this.sizes = new ResizeObserver(() => this.soon());
     this.sizes.observe(this.grid);
   }
