@@ -57,7 +57,8 @@ async ({esm, css, state}) => {
     send: (content) => window.sent.push(content),
     put: (patch) => {
       Object.assign(values, decode(patch));
-      for (const name of Object.keys(patch)) for (const one of handlers[`change:${name}`] ?? []) one();
+      const heard = Object.keys(patch).flatMap((name) => handlers[`change:${name}`] ?? []);
+      heard.forEach((one) => one());
     },
   };
   window.close_ = widget.render({model: window.model, el: document.getElementById("here")});

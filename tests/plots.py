@@ -81,15 +81,17 @@ def gallery(filled: int = 20_000) -> Picture:
     qcd = np.histogram(50 + rng.exponential(30, filled // 3), mass)[0]
     weights = (zpeak * 0.8, zpeak * 0.64), (top * 0.3, top * 0.09), (qcd * 1.1, qcd * 1.21)
     names = ("DYJets", "TTbar", "QCD")
-    picture.add("mass", "steps", axis("dimuon mass [GeV]", mass), dict(zip(names, weights, strict=True)))
+    picture.add(
+        "mass", "steps", axis("dimuon mass [GeV]", mass), dict(zip(names, weights, strict=True))
+    )
     pt = np.geomspace(10, 1000, 41)
     spectrum = np.histogram(10 * rng.pareto(2.0, filled) + 10, pt)[0]
     picture.add("muons.pt", "steps", axis("leading muon pT [GeV]", pt), {"": spectrum})
     eta, phi = np.linspace(-2.5, 2.5, 51), np.linspace(-np.pi, np.pi, 41)
-    plane = np.histogram2d(rng.normal(0, 1.1, 4 * filled), rng.normal(0.4, 1.4, 4 * filled), (eta, phi))[0]
-    picture.add(
-        "muons.eta_phi", "map", axis("η", eta), {"": plane}, y=axis("φ", phi)
-    )
+    plane = np.histogram2d(
+        rng.normal(0, 1.1, 4 * filled), rng.normal(0.4, 1.4, 4 * filled), (eta, phi)
+    )[0]
+    picture.add("muons.eta_phi", "map", axis("η", eta), {"": plane}, y=axis("φ", phi))
     labels = ["ee", "eμ", "μμ", "eeμ", "<b>μμμ</b>"]
     counts = {"DYJets": [9100, 80, 11200, 40, 31], "TTbar": [2100, 4300, 2300, 210, 190]}
     picture.add("channel", "steps", axis("channel", None, labels), counts)
@@ -102,9 +104,15 @@ def gallery(filled: int = 20_000) -> Picture:
     )
     pulls = np.histogram(rng.normal(0, 1, filled), np.linspace(-5, 5, 51))[0].astype(float)
     pulls[:20] *= -0.3
-    picture.add("nlo.weight", "steps", axis("cos θ*", np.linspace(-1, 1, 51)), {"": (pulls, abs(pulls) * 3)})
-    jets = {f"sample {i}": rng.poisson(3000 / (i + 1) * np.exp(-np.arange(10) / 2)) for i in range(14)}
+    picture.add(
+        "nlo.weight", "steps", axis("cos θ*", np.linspace(-1, 1, 51)), {"": (pulls, abs(pulls) * 3)}
+    )
+    jets = {
+        f"sample {i}": rng.poisson(3000 / (i + 1) * np.exp(-np.arange(10) / 2)) for i in range(14)
+    }
     picture.add("jets.n", "steps", axis("number of jets", np.arange(11) - 0.5), jets)
-    picture.add("empty", "steps", axis("nothing yet [GeV]", np.linspace(0, 1e-3, 21)), {"": np.zeros(20)})
+    picture.add(
+        "empty", "steps", axis("nothing yet [GeV]", np.linspace(0, 1e-3, 21)), {"": np.zeros(20)}
+    )
     picture.more = [f"systematics.jes_{i}.mass" for i in range(30)]
     return picture

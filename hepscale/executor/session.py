@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor.engines import warm
-from hepscale.executor.job import StopRequest
 from hepscale.view import RunState, advance, apply, make_view
 from hepscale.worker import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hepscale.executor.job import Observer
+    from hepscale.executor.job import Observer, StopRequest
     from hepscale.executor.task import Event
     from hepscale.view import View
 

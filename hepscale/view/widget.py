@@ -192,7 +192,6 @@ class WidgetView:
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
         self._handle = _display(shown, raw=True, display_id=True)
 
-
     def _hear(self, content: dict[str, Any]) -> None:
         if content.get("type") == "stop" and self._stop is not None:
             self._stop()

@@ -1,4 +1,4 @@
-"""What the live view draws, in a real browser: pictures are looked at through the page's elements."""
+"""What the live view draws, in a real browser, read back from the elements of its page."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def heights(path: str) -> list[float]:
 
 
 def lines(place: Any) -> list[str]:
-    found: list[str] = place.locator(LINE).evaluate_all("all => all.map(one => one.getAttribute('d'))")
+    found: list[str] = place.locator(LINE).evaluate_all(
+        "all => all.map(one => one.getAttribute('d'))"
+    )
     return found
 
 
@@ -65,14 +67,20 @@ def test_heights_are_the_numbers(browser: Any) -> None:
         found = heights(lines(card(page, "n"))[0])
         assert found == pytest.approx([one * found[0] for one in values], rel=0.02, abs=0.3)
         band = page.locator(".hepscale-run-band").first.get_attribute("d")
-        upper, lower = (float(one) for one in (re.search(r"M\S+ (\S+?)H", band)[1], re.findall(r"L\S+ (\S+?)H", band)[-1]))
+        upper, lower = (
+            float(one)
+            for one in (re.search(r"M\S+ (\S+?)H", band)[1], re.findall(r"L\S+ (\S+?)H", band)[-1])
+        )
         assert lower - upper == pytest.approx(2 * 0.5 * found[0], rel=0.05)
         ticks = page.locator(".hepscale-run-number").all_text_contents()
         assert {"0", "1", "2", "3", "4"} <= set(ticks)
         card(page, "n").locator("svg").focus()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
-        assert page.locator(".hepscale-run-readout > div").all_text_contents() == ["1 to 2", "4 ± 1"]
+        assert page.locator(".hepscale-run-readout > div").all_text_contents() == [
+            "1 to 2",
+            "4 ± 1",
+        ]
 
 
 def test_every_kind_in_both_themes_and_a_narrow_window(browser: Any, tmp_path: Path) -> None:
@@ -103,7 +111,9 @@ def test_a_map_is_coloured_by_its_numbers(browser: Any) -> None:
           return [...canvas.getContext('2d').getImageData(x * scale, y * scale, 1, 1).data] }"""
 
         def at(x: float, y: float) -> list[int]:
-            found: list[int] = page.evaluate(pixel, [left + x * (right - left), bottom - y * (bottom - top)])
+            found: list[int] = page.evaluate(
+                pixel, [left + x * (right - left), bottom - y * (bottom - top)]
+            )
             return found
 
         # upwards y grows, and its second bin is twice as high as its first
@@ -127,7 +137,8 @@ def test_log_stack_ratio_and_legend_stay_while_data_change(browser: Any, tmp_pat
         def tall() -> dict[str, list[float]]:
             frames(page)
             found = plot.locator(LINE).evaluate_all(
-                "all => all.map(one => [one.style.getPropertyValue('--hepscale-series'), one.getAttribute('d')])"
+                "all => all.map((one) => "
+                "[one.style.getPropertyValue('--hepscale-series'), one.getAttribute('d')])"
             )
             return {COLOURS[colour]: heights(path) for colour, path in found}
 
@@ -160,7 +171,10 @@ def test_log_stack_ratio_and_legend_stay_while_data_change(browser: Any, tmp_pat
 
 def test_a_cut_flow_is_a_table(browser: Any) -> None:
     with drawn(browser, plots.gallery().state) as page:
-        rows = [one.split("\t") for one in card(page, "cutflow").locator("table").inner_text().splitlines()]
+        rows = [
+            one.split("\t")
+            for one in card(page, "cutflow").locator("table").inner_text().splitlines()
+        ]
         assert ["two muons", "412,009", "51.3 %", "34.2 %"] in rows
 
 
@@ -214,7 +228,9 @@ def test_numbers_that_are_none_and_axes_without_ends(browser: Any) -> None:
         for name in ("Log", "Log"):
             page.get_by_role("button", name="Log", exact=True).first.click()
             frames(page)
-            paths = page.locator("path").evaluate_all("all => all.map(one => one.getAttribute('d'))")
+            paths = page.locator("path").evaluate_all(
+                "all => all.map(one => one.getAttribute('d'))"
+            )
             assert not [path for path in paths if "NaN" in path or "Infinity" in path], name
         assert page.locator(CARD).count() == 3
         page.evaluate("state => model.put(state)", plots.many(1, 100).state)

@@ -6,7 +6,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-import notebooks
+import jupyter_pages as notebooks
 import pytest
 from browsing import chromium, shoot
 from support import CHUNK, EVENTS
@@ -93,7 +93,9 @@ def test_progress_moves_and_a_text_stays(
         assert notebook.output(1).get_by_role(BAR).count() == 0
 
 
-@pytest.mark.parametrize(("app", "kernel"), [("lab", "python3"), ("notebook", "python3"), ("lab", "old")])
+@pytest.mark.parametrize(
+    ("app", "kernel"), [("lab", "python3"), ("notebook", "python3"), ("lab", "old")]
+)
 def test_stop_and_keep(
     browser: Any, server: notebooks.Server, app: str, kernel: str, files: Any, tmp_path: Path
 ) -> None:
@@ -131,7 +133,8 @@ def test_the_reason_of_a_failing_chunk_can_be_read(
         failures = notebook.output(1).get_by_role("list", name="Failed chunks")
         failures.get_by_role("listitem").first.wait_for(timeout=12_000)
         assert re.search(
-            r"good_\d\.root, entries 20 to 30: .*no muons here, good_\d\.root", failures.inner_text()
+            r"good_\d\.root, entries 20 to 30: .*no muons here, good_\d\.root",
+            failures.inner_text(),
         )
         shoot(notebook.page, "failing", tmp_path)
         notebook.output(2).get_by_text("counted").wait_for(timeout=20_000)

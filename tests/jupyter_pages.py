@@ -84,7 +84,12 @@ def serving(folder: Path) -> Iterator[Server]:
     command += ["--JupyterNotebookApp.expose_app_in_browser=True"]
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(
-            ["nice", *command], cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True
+            ["nice", *command],
+            cwd=folder,
+            env=environ,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         server = Server(f"http://127.0.0.1:{port}/", token, folder)
