@@ -3,9 +3,9 @@
 The widget has one trait, ``run``: a small dict with texts that are ready to be shown, sent as one
 message at most ten times a second from the thread that runs the cell. There is no thread of ours.
 
-Live histograms get their place here: a second trait with the bins (one ``Bytes``, little-endian
-float32), set together with ``run`` under ``hold_sync``; the element with the class
-``hepscale-run-histograms`` in ``static/run.js``; and ``image/png`` in :func:`final_bundle`.
+Live histograms get their place here: two more traits, ``spec`` and ``bins``, which the page draws
+already (``static/board.js``), set together with ``run`` under ``hold_sync``; and ``image/png`` in
+:func:`final_bundle`.
 
 A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
 times, rates and ids, which is the same when the notebook is executed again.
