@@ -66,7 +66,7 @@ function rangeOf(layers, state, kept) {
     const bottom = 10 ** (Math.floor(Math.log10(floor) * 2) / 2);
     return { low: bottom, high: 10 ** (Math.ceil(Math.log10(high) * 4 + 0.4) / 4) };
   }
-  if (state.ratio && low === 0) return { low, high: Math.min(Math.max(high, 1), 1.15) };
+  if (state.ratio && low === 0) return { low, high: state.stack ? 1 : Math.min(Math.max(high, 1), 1.15) };
   if (low < 0) return { low: low * 1.08, high: Math.max(high * 1.08, -low * 0.1) };
   const still = kept && kept.log === state.log && high * 1.02 <= kept.high && high >= kept.high * 0.6;
   return { low, high: still ? kept.high : high > 0 ? high * 1.25 : 1 };
@@ -96,8 +96,8 @@ class Figure {
     this.canvas = null;
     this.svg = svgElement("svg", "svg", parent, { role: "img", tabindex: "0" });
     this.axes = svgElement("g", "axes", this.svg);
-    this.marker = svgElement("rect", "marker", this.svg, { visibility: "hidden" });
     this.lines = svgElement("g", "lines", this.svg);
+    this.marker = svgElement("rect", "marker", this.svg, { visibility: "hidden" });
     this.paths = new Map();
     this.left = 0;
   }
@@ -189,8 +189,9 @@ class Figure {
       used.add(layer.name);
       const { line, band } = this.pathsOf(layer, state);
       line.setAttribute("d", stepPath(places, base, clamp, layer.top));
-      const last = layer === layers[layers.length - 1];
-      band.setAttribute("d", state.stack && !last ? "" : bandPath(places, clamp, layer.top, layer.error));
+      // Of a stack the band is that of the sum, and the sum of fractions has none.
+      const bare = state.stack && (state.ratio || layer !== layers[layers.length - 1]);
+      band.setAttribute("d", bare ? "" : bandPath(places, clamp, layer.top, layer.error));
     }
     for (const [name, { line, band }] of this.paths) {
       if (used.has(name)) continue;
@@ -204,7 +205,7 @@ class Figure {
     const at = (i) => layers.map((layer) => {
       const value = numberText(layer.values[i]);
       const spread = layer.variances ? layer.variances[i] : Math.abs(layer.values[i]);
-      const text = `${value} ± ${numberText(Math.sqrt(Math.max(0, spread)))}`;
+      const text = `${value} ± ${errorText(Math.sqrt(Math.max(0, spread)))}`;
       return layers.length > 1 ? `${layer.name || "–"}: ${text}` : text;
     });
     this.place = { box, places, edges, labels: axis.labels, bins, at };

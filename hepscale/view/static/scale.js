@@ -48,6 +48,11 @@ function numberText(value) {
   return trimmed(value, 3 - Math.floor(Math.log10(size)));
 }
 
+/** An uncertainty: two digits say enough. */
+function errorText(value) {
+  return value > 1e-4 && value < 1e3 ? trimmed(value, 1 - Math.floor(Math.log10(value))) : numberText(value);
+}
+
 /** A count in a table: all of its digits, so that those below one another compare. */
 function countText(value) {
   return Number.isInteger(value) && Math.abs(value) < 1e12 ? value.toLocaleString("en").replace("-", "−") : numberText(value);
