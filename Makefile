@@ -11,12 +11,12 @@ PYTEST_ARGS ?=
 # the tests of faults mostly wait: they take their time beside the others
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test lint unit faults system notebooks bench clean
+.PHONY: demo test lint unit faults browser system notebooks bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
 
-test: unit lint faults notebooks
+test: unit lint faults browser notebooks
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -25,15 +25,23 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports --no-logo
 
 unit: system $(VENV)/installed-dev
-	$(BIN)/python -m pytest --ignore tests/faults $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/faults --ignore tests/browser $(PYTEST_ARGS)
 
 # workers that are killed, stopped, cut off, refused, out of room
 faults: system $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
+# somebody at JupyterLab and Notebook 7; a kernel of the time before subshells is kept beside the newest
+browser: system $(VENV)/installed-dev $(VENV)/ipykernel-6.31.0
+	HEPSCALE_OLD_IPYKERNEL=$(CURDIR)/$(VENV)/ipykernel-6.31.0 \
+	  $(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+$(VENV)/ipykernel-%: | $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ ipykernel==$*
+
 # root's tests make a Debian chroot, try another shell and start Slurm; Work Queue's worker and C library
-# are for the workqueue engine
-SYSTEM := debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev munge slurm-wlm
+# are for the workqueue engine; the browser needs a font
+SYSTEM := chromium fonts-dejavu-core debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev munge slurm-wlm
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  dpkg -s $(SYSTEM) >/dev/null 2>&1 || apt-get install --quiet --yes $(SYSTEM) || \

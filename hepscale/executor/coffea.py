@@ -35,7 +35,7 @@ from hepscale.executor import (
     unpickle,
 )
 from hepscale.executor.code import Code
-from hepscale.executor.job import Job, Outcome
+from hepscale.executor.job import Job, Outcome, StopRequest
 from hepscale.executor.run import Run
 from hepscale.executor.task import Chunk, Notice, Resources
 
@@ -199,10 +199,11 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
 
     def _run(self, items: list[Any], function: Callable[..., Any]) -> Outcome:
         settings = self._settings()
+        stop = StopRequest()
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{os.getpid()}-{next(_run_numbers)}"
         with (
             session.spool(settings.scratch_dir) as spool,
-            session.shown(status=self.status, watched=self._watched(items)) as observer,
+            session.shown(stop, status=self.status, watched=self._watched(items)) as observer,
         ):
             job, digest, packed = self._job(run_id, function, spool, settings, observer)
             # for the first of coffea's two runs, the one over files
@@ -212,7 +213,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             for text in told:
                 observer.see(Notice(text))
             try:
-                outcome = self._execute(job, digest, items, settings, observer)
+                outcome = self._execute(job, digest, items, settings, observer, stop)
                 if outcome.status != "done":
                     raise advice.error_for(outcome, chunking.unwrap, job.unit)
             except HepScaleError as error:
@@ -221,13 +222,19 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             return outcome
 
     def _execute(
-        self, job: Job, digest: str, items: list[Any], settings: Settings, observer: Observer
+        self,
+        job: Job,
+        digest: str,
+        items: list[Any],
+        settings: Settings,
+        observer: Observer,
+        stop: StopRequest,
     ) -> Outcome:
         chunks = list(chunking.chunks_of(items, digest))
         engine = placing.engine_for(
             settings, self.workers, self._slots(), _PRELOAD, job.environment
         )
-        with session.stop_on_sigint() as stop:
+        with session.stop_on_sigint(stop):
             if isinstance(items[0], FileMeta):
                 return Run(job, chunks, engine, observer, None, stop).execute()
             earlier = self._earlier(settings, digest, chunks, observer)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor.engines import warm
-from hepscale.executor.job import StopRequest
 from hepscale.executor.partial import PartialResults
 from hepscale.executor.task import Notice
 from hepscale.view import RunState, advance, apply, make_view
@@ -23,7 +22,7 @@ from hepscale.worker import scratch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from hepscale.executor.job import Observer
+    from hepscale.executor.job import Observer, StopRequest
     from hepscale.executor.task import Event
     from hepscale.view.gallery import Watch
 
@@ -87,7 +86,7 @@ class Watched:
 class _Shower:
     """Folds events into the state that a view shows."""
 
-    def __init__(self, status: bool, watched: Watched | None) -> None:
+    def __init__(self, stop: StopRequest, status: bool, watched: Watched | None) -> None:
         self._gallery: Gallery | None = None
         self._partial: PartialResults | None = None
         self._watched = watched
@@ -96,7 +95,8 @@ class _Shower:
             self._gallery = Gallery(watched.watch, self._note)
             if watched.on_partial is not None:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
-        self._view = make_view(status, self._gallery)
+        self._stop = stop
+        self._view = make_view(status, self._gallery, self._request)
         self._state = RunState()
 
     def see(self, event: Event) -> None:
@@ -117,6 +117,9 @@ class _Shower:
                 self._note(text)
         self._view.close(self._state, lambda: content)
 
+    def _request(self) -> None:
+        self._stop.requested = True
+
     def _content(self) -> Any:
         merged = self._output() if self._watched is not None else None
         return None if merged is None or self._watched is None else self._watched.content(merged)
@@ -126,9 +129,12 @@ class _Shower:
 
 
 @contextmanager
-def shown(*, status: bool, watched: Watched | None = None) -> Iterator[Observer]:
-    """Yield who is to be told the events of a run, and show what comes of them."""
-    shower = _Shower(status, watched)
+def shown(stop: StopRequest, *, status: bool, watched: Watched | None = None) -> Iterator[Observer]:
+    """Yield who is to be told the events of a run, and show what comes of them.
+
+    The view may set `stop`, in whatever thread hears its button.
+    """
+    shower = _Shower(stop, status, watched)
     try:
         yield shower
     finally:
@@ -136,21 +142,23 @@ def shown(*, status: bool, watched: Watched | None = None) -> Iterator[Observer]
 
 
 @contextmanager
-def stop_on_sigint() -> Iterator[StopRequest]:
+def stop_on_sigint(stop: StopRequest) -> Iterator[None]:
     """Turn the first Ctrl-C into a stop request; the second one is a KeyboardInterrupt."""
-    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         # signals reach the main thread only
-        yield stop
+        yield
         return
+    pressed = False
 
     def handle(number: int, frame: Any) -> None:
-        if stop.requested:
+        nonlocal pressed
+        # Not `stop.requested`: the view's button interrupts when it believes that it was not heard.
+        if pressed:
             signal.default_int_handler(number, frame)
-        stop.requested = True
+        pressed = stop.requested = True
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

@@ -189,7 +189,9 @@ def choose_mode(requested: str, *, asks: bool | None, tty: bool) -> Mode:
     return "widget" if asks else "static"
 
 
-def make_view(status: bool, gallery: Gallery | None = None) -> View:
+def make_view(
+    status: bool, gallery: Gallery | None = None, stop: Callable[[], None] | None = None
+) -> View:
     """Return the view for one run.
 
     Parameters
@@ -198,6 +200,8 @@ def make_view(status: bool, gallery: Gallery | None = None) -> View:
         Whether to show anything at all.
     gallery
         Chooses the histograms that are drawn; None: there are none.
+    stop
+        What the stop button does; it may be called in any thread.
 
     Returns
     -------
@@ -216,7 +220,9 @@ def make_view(status: bool, gallery: Gallery | None = None) -> View:
     try:
         asks = _front_end_asks()
         mode = choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr))
-        return GuardedView(_build(mode, gallery, kernel=asks is not None)) if status else NullView()
+        if not status:
+            return NullView()
+        return GuardedView(_build(mode, gallery, stop, kernel=asks is not None))
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -224,12 +230,14 @@ def make_view(status: bool, gallery: Gallery | None = None) -> View:
         return NullView()
 
 
-def _build(mode: Mode, gallery: Gallery | None, *, kernel: bool) -> View:
+def _build(
+    mode: Mode, gallery: Gallery | None, stop: Callable[[], None] | None, *, kernel: bool
+) -> View:
     # Each view imports what it draws with, which scripts and batch jobs should not pay for.
     if mode == "widget":
         from hepscale.view.widget import WidgetView
 
-        return WidgetView(gallery)
+        return WidgetView(gallery, stop=stop)
     if mode == "static" and kernel:
         from hepscale.view.widget import StaticView
 

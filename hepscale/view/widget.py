@@ -3,8 +3,8 @@
 The widget has three traits: ``run``, a small dict with texts that are ready to be shown; ``spec``,
 what the histograms look like; and ``bins``, the numbers in them (``view/gallery.py``). What has
 changed of them is sent as one message at most ten times a second from the thread that runs the
-cell. There is no thread of ours. The message ``{"type": "watch", "names": [...]}`` chooses other
-histograms.
+cell. There is no thread of ours. The page says ``{"type": "watch", "names": [...]}`` to have other
+histograms, ``{"type": "stop"}`` to end the run and keep what it has.
 
 A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
 times, rates and ids, which is the same when the notebook is executed again.
@@ -19,6 +19,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import anywidget
+import comm
 import traitlets
 from IPython.display import display
 
@@ -51,6 +52,9 @@ _MOST_NOTICES = 5
 _UNKNOWN = "-"
 _VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _STATIC = files("hepscale.view") / "static"
+# Joined, as a widget has one text of each: none of them imports another.
+_SCRIPTS = ("scale.js", "figure.js", "board.js", "talk.js", "run.js")
+_STYLES = ("run.css", "board.css")
 # IPython's display functions have no types.
 _display: Callable[..., Any] = display
 
@@ -106,6 +110,10 @@ def final_bundle(state: RunState, drawing: Drawing | None = None) -> dict[str, A
     return bundle
 
 
+def _joined(names: tuple[str, ...]) -> str:
+    return "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in names)
+
+
 class RunWidget(anywidget.AnyWidget):
     """The widget of one run.
 
@@ -115,13 +123,46 @@ class RunWidget(anywidget.AnyWidget):
         What :func:`payload` returns.
     spec, bins
         What :func:`hepscale.view.gallery.encode` returns.
+    channel
+        The comm target at which :meth:`listen` hears the page; empty where nobody listens.
     """
 
-    _esm = (_STATIC / "run.js").read_text(encoding="utf-8")
-    _css = (_STATIC / "run.css").read_text(encoding="utf-8")
+    _esm = _joined(_SCRIPTS)
+    _css = _joined(_STYLES)
     run = traitlets.Dict().tag(sync=True)
     spec = traitlets.Dict().tag(sync=True)
     bins = traitlets.Bytes().tag(sync=True)
+    channel = traitlets.Unicode().tag(sync=True)
+
+    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Pass on what the page says, until the widget is closed.
+
+        Parameters
+        ----------
+        hear
+            Gets each message, maybe twice, and maybe in another thread than the run's: a kernel
+            that is busy with a cell hears the page in a thread of its own, if at all.
+        """
+
+        def on_message(_: object, content: Any, __: object) -> None:
+            hear(content)
+            self.send({"type": "heard"})
+
+        def on_open(line: Any, message: dict[str, Any]) -> None:
+            hear(message["content"]["data"])
+            line.send({"type": "heard"})
+
+        # ipykernel 7.4 answers for a comm on which the cell has sent only when the cell is over:
+        # the page therefore opens a new one, to this target, for each message.
+        self.channel = f"hepscale-{self.model_id}"
+        comm.get_comm_manager().register_target(self.channel, on_open)
+        self.on_msg(on_message)
+
+    def close(self) -> None:
+        """Close the widget, and listen no longer."""
+        if self.channel:
+            comm.get_comm_manager().targets.pop(self.channel, None)
+        super().close()
 
 
 class WidgetView:
@@ -133,12 +174,18 @@ class WidgetView:
         Chooses the histograms; None: there are none.
     clock
         Returns seconds; for tests.
+    stop
+        Called when somebody presses the stop button, in any thread.
     """
 
     def __init__(
-        self, gallery: Gallery | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        gallery: Gallery | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        stop: Callable[[], None] | None = None,
     ) -> None:
         self._gallery = gallery
+        self._stop = stop
         self._throttle = Throttle(_WIDGET_S, clock)
         self._widget: RunWidget | None = None
         self._handle: Any = None
@@ -174,18 +221,18 @@ class WidgetView:
 
     def _show(self, widget: RunWidget, state: RunState) -> None:
         self._widget = widget
-        widget.on_msg(self._receive)
+        widget.listen(self._hear)
         view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
         # Our own text: that of the widget holds an address, which differs each time.
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
         self._handle = _display(shown, raw=True, display_id=True)
 
-    def _receive(self, widget: object, content: Any, buffers: object) -> None:  # noqa: ARG002
-        # in a thread of the kernel's while the cell runs: the next drawing does what it asks for
-        if not isinstance(content, dict) or content.get("type") != "watch":
-            return
+    def _hear(self, content: dict[str, Any]) -> None:
+        # in a thread of the kernel's while the cell runs: the run, and the next drawing, do it
+        if content.get("type") == "stop" and self._stop is not None:
+            self._stop()
         names = content.get("names")
-        if isinstance(names, list) and self._gallery is not None:
+        if content.get("type") == "watch" and isinstance(names, list) and self._gallery:
             self._gallery.pick([name for name in names if isinstance(name, str)])
 
 

@@ -188,7 +188,7 @@ def test_a_failing_view_is_logged_once_and_silent(caplog: pytest.LogCaptureFixtu
 def test_a_view_that_cannot_be_made_is_no_view(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(mode: str, gallery: object, *, kernel: bool) -> View:
+    def broken(mode: str, gallery: object, stop: object, *, kernel: bool) -> View:
         raise ImportError("no rich")
 
     monkeypatch.setattr(view_base, "_build", broken)

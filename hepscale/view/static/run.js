@@ -1,4 +1,6 @@
-// Draws one run from the trait `run`; the texts come ready from Python (view/widget.py).
+// Draws one run: `run` holds texts that come ready from Python (view/widget.py), `spec` and `bins` its plots.
+
+const TRAITS = ["run", "spec", "bins"];
 
 function element(tag, name, parent) {
   const node = document.createElement(tag);
@@ -12,9 +14,9 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-function setLines(list, lines) {
+function setLines(list, lines, tag = "li") {
   while (list.children.length > lines.length) list.lastChild.remove();
-  while (list.children.length < lines.length) list.append(document.createElement("li"));
+  while (list.children.length < lines.length) list.append(document.createElement(tag));
   lines.forEach((line, i) => setText(list.children[i], line));
   list.hidden = lines.length === 0;
 }
@@ -32,25 +34,28 @@ function setFacts(list, facts) {
   });
 }
 
-function build(el) {
+function build(el, model, redraw) {
   const root = element("section", "root", el);
   const head = element("div", "head", root);
   const desc = element("span", "desc", head);
-  const chunks = element("span", "chunks", head);
+  const side = element("span", "side", head);
+  const chunks = element("span", "chunks", side);
   const bar = element("div", "bar", root);
   bar.setAttribute("role", "progressbar");
   bar.setAttribute("aria-valuemin", "0");
   bar.setAttribute("aria-valuemax", "100");
   const fill = element("div", "fill", bar);
   const facts = element("dl", "facts", root);
-  element("div", "histograms", root);
+  const unstop = stopButton(model, side);
+  const watch = (names) => tell(model, { type: "watch", names }, () => {}).catch(() => {});
+  const board = new Board(element("div", "histograms", root), redraw, watch);
   const failures = element("ul", "failures", root);
   failures.setAttribute("aria-label", "Failed chunks");
   failures.setAttribute("aria-live", "polite");
   const notices = element("ul", "notices", root);
   notices.setAttribute("aria-label", "Notices");
   notices.setAttribute("aria-live", "polite");
-  return { root, desc, chunks, bar, fill, facts, failures, notices };
+  return { root, desc, chunks, bar, fill, facts, failures, notices, board, unstop };
 }
 
 function draw(nodes, run) {
@@ -69,21 +74,24 @@ function draw(nodes, run) {
 }
 
 function render({ model, el }) {
-  const nodes = build(el);
   let frame = 0;
   const drawNow = () => {
     frame = 0;
     draw(nodes, model.get("run") ?? {});
+    nodes.board.draw(model.get("spec"), model.get("bins"));
   };
   // One drawing a screen refresh, whatever the rate of the messages.
   const drawSoon = () => {
     frame ||= requestAnimationFrame(drawNow);
   };
-  model.on("change:run", drawSoon);
+  const nodes = build(el, model, drawSoon);
+  for (const trait of TRAITS) model.on(`change:${trait}`, drawSoon);
   drawNow();
   return () => {
-    model.off("change:run", drawSoon);
+    for (const trait of TRAITS) model.off(`change:${trait}`, drawSoon);
     cancelAnimationFrame(frame);
+    nodes.board.close();
+    nodes.unstop();
   };
 }
 

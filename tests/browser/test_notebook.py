@@ -1,0 +1,141 @@
+"""A run in JupyterLab and Notebook 7, watched and stopped by somebody at a real browser."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import jupyter_pages as notebooks
+import pytest
+from browsing import chromium, shoot
+from support import CHUNK, EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
+
+CHUNKS = 3 * EVENTS // CHUNK
+SETUP = """
+import time
+import hepscale
+from analysis import tally, where
+from support import run, tally_of
+
+def slow(events):
+    time.sleep({seconds})
+    return tally(events)
+
+def failing(events):
+    if where(events)[1] == 20:
+        raise ValueError("no muons here, " + where(events)[0])
+    return slow(events)
+
+def kept(process):
+    try:
+        return run(process, {fileset}, status=True)
+    except hepscale.RunError as error:
+        print("not all:", error.fact)
+        return error.partial_output
+"""
+AFTER = "print('counted', out['events'], out == tally_of(out['chunks']))"
+BAR = "progressbar"
+
+
+@pytest.fixture(scope="module")
+def browser(nothing_left: None) -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[notebooks.Server]:
+    with notebooks.serving(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+def cells(files: Any, seconds: float, process: str) -> list[str]:
+    setup = SETUP.format(seconds=seconds, fileset=files.fileset)
+    return [setup, f"out = kept({process})", AFTER]
+
+
+def progress(notebook: notebooks.Notebook) -> Any:
+    return notebook.output(1).get_by_role(BAR, name="Processing, progress", exact=True)
+
+
+def counted(notebook: notebooks.Notebook) -> int:
+    """Return the events that the cell after the run has counted; it has found them added up."""
+    text = notebook.output(2).inner_text()
+    found = re.search(r"counted (\d+) True", text)
+    assert found, text
+    return int(found[1])
+
+
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_progress_moves_and_a_text_stays(
+    browser: Any, server: notebooks.Server, app: str, files: Any, tmp_path: Path
+) -> None:
+    with notebooks.opened(browser, server, app, cells(files, 0.3, "slow")) as notebook:
+        notebook.run_all()
+        bar = progress(notebook)
+        bar.wait_for(timeout=30_000)
+        seen = set()
+        while bar.count() and len(seen) < 3:
+            seen.update(bar.evaluate_all("all => all.map((one) => one.ariaValueNow)"))
+        assert len(seen) >= 3
+        shoot(notebook.page, f"running_{app}", tmp_path)
+        notebook.output(2).get_by_text("counted").wait_for(timeout=20_000)
+        assert counted(notebook) == 3 * EVENTS
+        left = notebook.output(1).inner_text()
+        assert f"Processing: {CHUNKS} of {CHUNKS} chunks, {3 * EVENTS} events, 0 failed" in left
+        assert notebook.output(1).get_by_role(BAR).count() == 0
+
+
+@pytest.mark.parametrize(
+    ("app", "kernel"), [("lab", "python3"), ("notebook", "python3"), ("lab", "old")]
+)
+def test_stop_and_keep(
+    browser: Any, server: notebooks.Server, app: str, kernel: str, files: Any, tmp_path: Path
+) -> None:
+    if kernel == "old" and not notebooks.OLD_KERNEL:
+        pytest.skip("ipykernel 6.31 is not there: make browser")
+    begun = cells(files, 0.5, "slow")
+    begun[1] = "import ipykernel; print('kernel', ipykernel.__version__)\n" + begun[1]
+    with notebooks.opened(browser, server, app, begun, kernel) as notebook:
+        notebook.run_all()
+        notebook.page.wait_for_function(
+            "[...document.querySelectorAll('[aria-label=\"Processing, progress\"]')]"
+            ".some((one) => Number(one.ariaValueNow) >= 20)",
+            timeout=30_000,
+        )
+        shoot(notebook.page, f"stop_{app}_{kernel}", tmp_path)
+        stop = notebook.output(1).get_by_role("button", name="Stop and keep")
+        clicked_s = time.monotonic()
+        stop.click(timeout=3000)
+        notebook.output(2).get_by_text("counted").wait_for(timeout=10_000)
+        took_s = time.monotonic() - clicked_s
+        print(f"{app} {kernel}: {took_s:.2f} s")
+        text = notebook.output(1).inner_text()
+        assert ("kernel 6.31" in text) == (kernel == "old")
+        assert "Stopped:" in text
+        assert 0 < counted(notebook) < 3 * EVENTS
+        assert took_s < 1
+        shoot(notebook.page, f"stopped_{app}_{kernel}", tmp_path)
+
+
+def test_the_reason_of_a_failing_chunk_can_be_read(
+    browser: Any, server: notebooks.Server, files: Any, tmp_path: Path
+) -> None:
+    with notebooks.opened(browser, server, "lab", cells(files, 0.3, "failing")) as notebook:
+        notebook.run_all()
+        failures = notebook.output(1).get_by_role("list", name="Failed chunks")
+        failures.get_by_role("listitem").first.wait_for(timeout=12_000)
+        assert re.search(
+            r"good_\d\.root, entries 20 to 30: .*no muons here, good_\d\.root",
+            failures.inner_text(),
+        )
+        shoot(notebook.page, "failing", tmp_path)
+        notebook.output(2).get_by_text("counted").wait_for(timeout=20_000)
+        assert counted(notebook) == 3 * (EVENTS - CHUNK)
