@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hepscale.executor.job import Outcome
     from hepscale.executor.task import ChunkFailure
 
-__all__ = ["error_for", "nested_run", "refuse_in_task"]
+__all__ = ["error_for", "is_kept", "kept", "nested_run", "refuse_in_task"]
 
 
 class _Known(NamedTuple):
@@ -170,6 +170,19 @@ def error_for(
         error = _failed(outcome, unwrap, unit)
     error.partial_output, error.failed = outcome.output, outcome.failed
     return error
+
+
+def is_kept(outcome: Outcome, unit: str) -> bool:
+    """Whether a run that was stopped has a result; one that reads metadata has none."""
+    return outcome.status == "interrupted" and outcome.output is not None and unit != "file"
+
+
+def kept(outcome: Outcome, unit: str) -> str:
+    """Return what is said of a run whose user keeps what it has."""
+    return (
+        f"Stopped: {_of(outcome.counted, outcome.total, unit)} counted, and the result. "
+        "HepScaleExecutor(resume=True) runs the rest."
+    )
 
 
 def _of(number: int, total: int, unit: str) -> str:

@@ -214,7 +214,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 observer.see(Notice(text))
             try:
                 outcome = self._execute(job, digest, items, settings, observer, stop)
-                if outcome.status != "done":
+                if stop.keep and advice.is_kept(outcome, job.unit):
+                    observer.see(Notice(advice.kept(outcome, job.unit), lasting=True))
+                elif outcome.status != "done":
                     raise advice.error_for(outcome, chunking.unwrap, job.unit)
             except HepScaleError as error:
                 packed.explain(error)

@@ -86,9 +86,18 @@ class Observer(Protocol):
 
 @dataclass
 class StopRequest:
-    """Set from a signal handler or a button: hand out no more work, keep what has arrived."""
+    """Set from a signal handler or a button: hand out no more work, keep what has arrived.
+
+    Attributes
+    ----------
+    requested
+        The run is to end.
+    keep
+        What has arrived is the result, and not part of an exception: the button's promise.
+    """
 
     requested: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True)

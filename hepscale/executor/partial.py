@@ -13,6 +13,7 @@ from hepscale.executor.task import Notice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hepscale.executor.task import RunStatus
     from hepscale.view import RunState
 
 __all__ = ["PartialResults"]
@@ -52,18 +53,19 @@ class PartialResults:
         self._tell = tell
         self._clock = clock
         self._next_s = float("-inf")
-        self._seen = 0
+        self._seen: tuple[RunStatus | None, int] = (None, 0)
         self._told = False
 
     def tick(self, state: RunState, output: Callable[[], Any]) -> None:
         """Call the function if chunks have come in and it is time, or the run has ended."""
+        seen = (state.status, state.chunks_done)
         due = state.status is not None or self._clock() >= self._next_s
-        if not due or state.chunks_done == self._seen:
+        if not due or seen == self._seen or not state.chunks_done:
             return
         value = output()
         if value is None:
             return
-        self._seen = state.chunks_done
+        self._seen = seen
         begun_s = self._clock()
         copied_s = begun_s
         try:

@@ -118,6 +118,7 @@ class _Shower:
         self._view.close(self._state, lambda: content)
 
     def _request(self) -> None:
+        self._stop.keep = True
         self._stop.requested = True
 
     def _content(self) -> Any:

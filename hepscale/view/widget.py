@@ -134,7 +134,7 @@ class RunWidget(anywidget.AnyWidget):
     bins = traitlets.Bytes().tag(sync=True)
     channel = traitlets.Unicode().tag(sync=True)
 
-    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
+    def listen(self, hear: Callable[[Any], None]) -> None:
         """Pass on what the page says, until the widget is closed.
 
         Parameters
@@ -227,8 +227,10 @@ class WidgetView:
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
         self._handle = _display(shown, raw=True, display_id=True)
 
-    def _hear(self, content: dict[str, Any]) -> None:
+    def _hear(self, content: Any) -> None:
         # in a thread of the kernel's while the cell runs: the run, and the next drawing, do it
+        if not isinstance(content, dict):
+            return
         if content.get("type") == "stop" and self._stop is not None:
             self._stop()
         names = content.get("names")

@@ -102,7 +102,11 @@ def test_stop_and_keep(
     if kernel == "old" and not notebooks.OLD_KERNEL:
         pytest.skip("ipykernel 6.31 is not there: make browser")
     begun = cells(files, 0.5, "slow")
-    begun[1] = "import ipykernel; print('kernel', ipykernel.__version__)\n" + begun[1]
+    # it returns what it has: no exception would let the cells after it run
+    begun[1] = (
+        "import ipykernel; print('kernel', ipykernel.__version__)\n"
+        f"out = run(slow, {files.fileset}, status=True)"
+    )
     with notebooks.opened(browser, server, app, begun, kernel) as notebook:
         notebook.run_all()
         notebook.page.wait_for_function(

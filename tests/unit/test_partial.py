@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hepscale.executor import session
+from hepscale.executor.job import StopRequest
 from hepscale.executor.partial import PartialResults
 from hepscale.executor.task import ChunksCounted, RunEnded, RunStarted
 from hepscale.view import RunState, apply
@@ -111,14 +112,14 @@ def test_a_tick_without_output_keeps_what_is_drawn(monkeypatch):
         def close(self, state, output=None):
             closed.append(output())
 
-    monkeypatch.setattr(session, "make_view", lambda status, gallery: Recorder())
+    monkeypatch.setattr(session, "make_view", lambda status, gallery, stop: Recorder())
     watched = session.Watched(lambda merged: merged["out"], ["x"], None, 1.0)
-    with session.shown(status=True, watched=watched) as observer:
+    with session.shown(StopRequest(), status=True, watched=watched) as observer:
         observer.tick()
         observer.tick(lambda: {"out": 3})
         observer.tick()
     assert drawn == [None, 3, 3]
     assert closed == [3]
-    with session.shown(status=True) as observer:
+    with session.shown(StopRequest(), status=True) as observer:
         observer.tick(lambda: {"files of coffea's own"})
     assert closed == [3, None]

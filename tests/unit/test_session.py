@@ -43,7 +43,7 @@ def test_the_page_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopRequest()
     targets = comm.get_comm_manager().targets
     with pytest.MonkeyPatch.context() as patch, session.shown(stop, status=True) as observer:
-        patch.setattr(widget.WidgetView, "close", lambda self, state: self._widget.close())
+        patch.setattr(widget.WidgetView, "close", lambda self, state, output: self._widget.close())
         observer.see(RunStarted("r", "Processing", "chunk", 1, 1, "local", 0.0))
         observer.tick()
         assert shown == [1]
