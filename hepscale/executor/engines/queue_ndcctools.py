@@ -55,6 +55,8 @@ class NdcctoolsQueue(Queue):
         self._options = options
         self._certificate = certificate(options.folder) if options.ssl else None
         self._queue: Any = None
+        # the library may still look at them
+        self._cancelled: list[Any] = []
         if options.catalog:
             # the only way that takes all forms of the address, and before the name is given
             os.environ["CATALOG_HOST"] = options.catalog
@@ -67,6 +69,8 @@ class NdcctoolsQueue(Queue):
         # to give up a silent worker ends this process ("cctools bug", 8.0): such workers stay, and
         # what they do not do is done elsewhere at the end of the run
         self._open().specify_keepalive_interval(0)
+        # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
+        self._open().tune("proportional-resources", 0)
         self._log = TransactionLog(options.folder / "transactions.log")
         self._notices = NoticeLog(options.folder / "notices.log", self._direct)
 
@@ -114,7 +118,10 @@ class NdcctoolsQueue(Queue):
 
     def cancel(self, task_id: int) -> bool:
         """Take a task back and kill its processes."""
-        return self._open().cancel_by_taskid(task_id) is not None
+        task = self._open().cancel_by_taskid(task_id)
+        if task is not None:
+            self._cancelled.append(task)
+        return task is not None
 
     def events(self) -> list[QueueEvent]:
         """Return what was heard of workers and places since the last call."""

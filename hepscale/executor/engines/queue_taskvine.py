@@ -92,6 +92,8 @@ class TaskVineQueue(Queue):
             )
         manager.set_keepalive_interval(options.keepalive_interval_s)
         manager.set_keepalive_timeout(options.keepalive_timeout_s)
+        # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
+        manager.tune("proportional-resources", 0)
         manager.enable_peer_transfers()
         logs = options.folder / _RUN / "vine-logs"
         self._log = VineLog(logs / "transactions")

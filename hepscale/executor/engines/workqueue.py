@@ -153,7 +153,7 @@ class WorkQueueEngine:
                 (frames,),
                 cores=task.resources.cores,
                 memory_mb=running.given_mb,
-                disk_mb=task.resources.disk_mb or 1,
+                disk_mb=task.resources.disk_mb or self._disk_mb(task),
                 category="hepscale",
             )
         )
@@ -216,16 +216,23 @@ class WorkQueueEngine:
     def _given_mb(self, task: Task) -> int:
         """Return the memory that a task asks for."""
         limit_mb = task.resources.memory_mb
-        wanted_mb = task.expected_memory_mb or limit_mb
-        if not wanted_mb:
-            # as many as a worker has cores for, until more is known
-            shares_mb = [
-                one.memory_mb * task.resources.cores // one.cores
-                for one in self._open().joined.values()
-                if one.memory_mb and one.cores
-            ]
-            wanted_mb = min(shares_mb, default=1)
+        # as many as a worker has cores for, until more is known
+        wanted_mb = task.expected_memory_mb or limit_mb or self._share(task, "memory_mb")
         return given_mb(wanted_mb, limit_mb, self._most_mb(), task.attempt)
+
+    def _disk_mb(self, task: Task) -> int:
+        """Return the disk that a task asks for, which is a limit to some libraries."""
+        # half: what is unpacked and kept for all is taken from what is there
+        return max(self._share(task, "disk_mb") // 2, 1)
+
+    def _share(self, task: Task, what: str) -> int:
+        """Return what of something a worker has for the cores of a task; of the smallest one."""
+        shares = [
+            getattr(one, what) * task.resources.cores // one.cores
+            for one in self._open().joined.values()
+            if getattr(one, what) and one.cores
+        ]
+        return min(shares, default=1)
 
     def _open(self) -> Manager:
         if self._manager is None:
