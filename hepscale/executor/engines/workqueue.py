@@ -53,6 +53,8 @@ _MOST_REFUSALS = 5
 _MOST_VISITS = 3
 # so do those of a machine that did so for so long, whatever they call themselves
 _MOST_VISITS_TO_HOST, _VISITED_S = 10, 60.0
+# so long after the last task that ended well, workers that cannot run any end the run
+_REFUSED_S = 30.0
 
 
 @dataclass(eq=False)
@@ -116,7 +118,7 @@ class WorkQueueEngine:
         self._numbers: dict[TaskId, int] = {}
         self._events: list[EngineEvent] = []
         self._alone_since_s: float | None = None
-        self._refusals = 0
+        self._refusals, self._worked_s = 0, float("-inf")
         self._unsent = 0
         self._said: set[str] = set()
         # workers by their addresses, and when each worker and host broke off in vain at which
@@ -266,7 +268,7 @@ class WorkQueueEngine:
         _, told, line = ended.output.rpartition(f"\n{ENDED}")
         if ended.status == "done" and ended.exit_code in (0, FETCH) and told:
             said = json.loads(line.partition("\n")[0])
-            self._refusals = 0
+            self._refusals, self._worked_s = 0, time.monotonic()
             self._in_vain.clear()
             usage = Usage(said["wall_s"], said["cpu_s"], said["memory_mb"])
             return TaskEnded(task_id, said["status"], said["detail"], usage, said["output_tail"])
@@ -310,6 +312,10 @@ class WorkQueueEngine:
         if self._refusals < max(_MOST_REFUSALS, 2 * len(self._open().joined)):
             return
         where = f"{ended.host or ended.worker}: " if ended.host or ended.worker else ""
+        if time.monotonic() - self._worked_s < _REFUSED_S:
+            # others can: one that fails at once comes for the next task many times a second
+            self._say(f"{where}a worker cannot run tasks: {reason}.")
+            return
         told = warm.told_by_stage0(ended.output)
         if told is not None:
             fact, items, cause, fix = told
