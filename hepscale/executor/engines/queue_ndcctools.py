@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 from ndcctools import work_queue
@@ -20,9 +19,8 @@ from hepscale.executor.engines.queue import (
     QueueStats,
     QueueTask,
 )
-from hepscale.executor.engines.queue_listen import listen
 from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
-from hepscale.executor.engines.queue_tls import certificate
+from hepscale.executor.engines.queue_python import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,20 +50,18 @@ class NdcctoolsQueue(Queue):
     def __init__(self, options: QueueOptions) -> None:
         self.library = f"ndcctools {work_queue.__version__}"
         self.ssl = options.ssl
-        self._options = options
-        self._certificate = certificate(options.folder) if options.ssl else None
+        log = str(options.folder / "transactions.log")
         self._queue: Any = None
+        self.port, self._queue = opened(
+            "Work Queue",
+            options,
+            lambda port, proof: work_queue.WorkQueue(
+                port, name=options.name or None, transactions_log=log, ssl=proof
+            ),
+            work_queue.WorkQueue.specify_password_file,
+        )
         # the library may still look at them
         self._cancelled: list[Any] = []
-        if options.catalog:
-            # the only way that takes all forms of the address, and before the name is given
-            os.environ["CATALOG_HOST"] = options.catalog
-        self.port = listen(options.port, self._create)
-        password = options.password_file
-        if password is not None and not self._open().specify_password_file(str(password)):
-            raise EngineError(
-                "The password file for workers cannot be read.", items=[str(password)]
-            )
         # to give up a silent worker ends this process ("cctools bug", 8.0): such workers stay, and
         # what they do not do is done elsewhere at the end of the run
         self._open().specify_keepalive_interval(0)
@@ -142,19 +138,6 @@ class NdcctoolsQueue(Queue):
 
     def _direct(self, complaints: Path | None) -> None:
         work_queue.cctools_debug_config_file(str(complaints) if complaints else None)
-
-    def _create(self, port: int) -> bool:
-        log = str(self._options.folder / "transactions.log")
-        try:
-            self._queue = work_queue.WorkQueue(
-                port, name=self._options.name or None, transactions_log=log, ssl=self._certificate
-            )
-        # it raises nothing more telling
-        except Exception as error:  # noqa: BLE001
-            if "port" in str(error):
-                return False
-            raise EngineError("Work Queue could not be started.", items=[str(error)]) from None
-        return True
 
     def _open(self) -> Any:
         if self._queue is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ndcctools import taskvine
@@ -24,12 +23,10 @@ from hepscale.executor.engines.queue import (
     QueueTaskPlaced,
     QueueWorkerLeft,
 )
-from hepscale.executor.engines.queue_listen import listen
 from hepscale.executor.engines.queue_log import NoticeLog, VineLog
-from hepscale.executor.engines.queue_tls import certificate
+from hepscale.executor.engines.queue_python import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["TaskVineQueue"]
@@ -78,18 +75,21 @@ class TaskVineQueue(Queue):
     def __init__(self, options: QueueOptions) -> None:
         self.library = f"TaskVine {taskvine.__version__}"
         self.ssl = options.ssl
-        self._options = options
-        self._certificate = certificate(options.folder) if options.ssl else None
+        self._folder = options.folder
         self._manager: Any = None
-        if options.catalog:
-            os.environ["CATALOG_HOST"] = options.catalog
-        self.port = listen(options.port, self._create)
-        manager = self._open()
-        password = options.password_file
-        if password is not None and not manager.set_password_file(str(password)):
-            raise EngineError(
-                "The password file for workers cannot be read.", items=[str(password)]
-            )
+        self.port, self._manager = opened(
+            "TaskVine",
+            options,
+            lambda port, proof: taskvine.Manager(
+                port,
+                name=options.name or None,
+                run_info_path=str(options.folder),
+                run_info_template=_RUN,
+                ssl=proof,
+            ),
+            taskvine.Manager.set_password_file,
+        )
+        manager = self._manager
         manager.set_keepalive_interval(options.keepalive_interval_s)
         manager.set_keepalive_timeout(options.keepalive_timeout_s)
         # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
@@ -206,7 +206,7 @@ class TaskVineQueue(Queue):
         """Return what TaskVine knows a cached input by."""
         if file.local not in self._cached:
             # that of an earlier run with this content would be read
-            kept = _kept(file.local, self._options.folder / f"kept-{len(self._cached)}")
+            kept = _kept(file.local, self._folder / f"kept-{len(self._cached)}")
             # a worker may outlive this manager
             self._cached[file.local] = self._open().declare_file(
                 str(kept), cache="worker", peer_transfer=file.shared
@@ -223,23 +223,6 @@ class TaskVineQueue(Queue):
                 gone = [number for number, at in self._at.items() if at == event.worker]
                 self._lost |= {number: self._at.pop(number) for number in gone}
         self._heard += events
-
-    def _create(self, port: int) -> bool:
-        try:
-            with _variables_kept("TCP_LOW_PORT", "TCP_HIGH_PORT"):
-                self._manager = taskvine.Manager(
-                    port,
-                    name=self._options.name or None,
-                    run_info_path=str(self._options.folder),
-                    run_info_template=_RUN,
-                    ssl=self._certificate,
-                )
-        # it raises nothing more telling
-        except Exception as error:  # noqa: BLE001
-            if "port" in str(error):
-                return False
-            raise EngineError("TaskVine could not be started.", items=[str(error)]) from None
-        return True
 
     def _open(self) -> Any:
         if self._manager is None:
@@ -261,17 +244,3 @@ def _kept(source: Path, target: Path) -> Path:
     else:
         link(os.path.realpath(source), str(target))
     return target
-
-
-@contextmanager
-def _variables_kept(*names: str) -> Iterator[None]:
-    """Undo what the library does to variables: workers of this machine would listen there too."""
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
