@@ -90,8 +90,8 @@ class TaskVineQueue(Queue):
             taskvine.Manager.set_password_file,
         )
         manager = self._manager
-        manager.set_keepalive_interval(options.keepalive_interval_s)
-        manager.set_keepalive_timeout(options.keepalive_timeout_s)
+        # to give up a silent worker ends this process, as in its Work Queue
+        manager.set_keepalive_interval(0)
         # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
         manager.tune("proportional-resources", 0)
         manager.enable_peer_transfers()
