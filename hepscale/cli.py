@@ -118,6 +118,29 @@ def doctor(as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
+@main.command()
+@click.argument("run", default="last")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="report.html",
+    show_default=True,
+    help="The page.",
+)
+def report(run: str, output: Path) -> None:
+    """Write what is kept of RUN as one HTML page, for a colleague.
+
+    RUN is the id of a run, its folder, or "last", the newest one.
+    """
+    from hepscale import report as reports
+    from hepscale.config import load_settings
+
+    folder = reports.find_run(load_settings().run_dir, run)
+    output.write_text(reports.page(folder), encoding="utf-8")
+    click.echo(f"{output}: {folder.name}")
+
+
 @main.group()
 def config() -> None:
     """See the settings."""
