@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -123,12 +123,12 @@ def doctor(as_json: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.File("w", encoding="utf-8", lazy=True),
     default="report.html",
     show_default=True,
     help="The page.",
 )
-def report(run: str, output: Path) -> None:
+def report(run: str, output: TextIO) -> None:
     """Write what is kept of RUN as one HTML page, for a colleague.
 
     RUN is the id of a run, its folder, or "last", the newest one.
@@ -137,8 +137,8 @@ def report(run: str, output: Path) -> None:
     from hepscale.config import load_settings
 
     folder = reports.find_run(load_settings().run_dir, run)
-    output.write_text(reports.page(folder), encoding="utf-8")
-    click.echo(f"{output}: {folder.name}")
+    output.write(reports.page(folder))
+    click.echo(f"{output.name}: {folder.name}", err=True)
 
 
 @main.group()

@@ -35,6 +35,8 @@ _PAGE = Template(
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width">
 <title>$title</title>
 <style>
@@ -174,11 +176,8 @@ def _facts(run: dict[str, Any]) -> str:
             ("Engine", run["engine"]),
             ("Chunks", f"{chunks['done']:,} of {chunks['total']:,}; {', '.join(special)}"),
             ("Events", f"{events['done']:,}{total}{rate}"),
-            (
-                "Workers",
-                f"{workers['joined']:,} joined, {workers['lost']:,} lost, "
-                f"{workers['slots_most']:,} slots at most",
-            ),
+            ("Workers", f"{workers['joined']:,} joined, {workers['lost']:,} lost"),
+            ("Slots", f"{workers['slots_most']:,} at most"),
             ("Tasks", ", ".join([f"{tasks['ended']:,} ended", *ended])),
             ("Memory of a task", memory),
             ("Cores of a task", f"{cores:.2f} on average"),
