@@ -44,7 +44,8 @@ _PAGE = Template(
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2rem; font-size: 1.15rem; }
 table { border-collapse: collapse; } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left;
-vertical-align: top; overflow-wrap: anywhere; } th { font-weight: 600; white-space: nowrap; }
+vertical-align: top; } td, li { overflow-wrap: anywhere; } li { margin-bottom: .4rem; }
+th { font-weight: 600; white-space: nowrap; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; background: white; } .$status { font-weight: 600; }
 </style>
@@ -128,7 +129,7 @@ def _page(run: dict[str, Any], drawing: Drawing | None) -> str:
         _section("Run", _facts(run)),
         _section("What the workers' slots did", _timeline(run["timeline"])),
         _section("Failures", _failures(run["failures"], run["chunks"]["failed"])),
-        _section("Notes", "".join(f"<p>{html.escape(text)}</p>" for text in run["notices"])),
+        _section("Notes", _list([html.escape(text) for text in run["notices"]])),
         _section("Output", _picture(drawing)),
         _section("Versions", _table([*run["versions"].items()])),
     ]
@@ -205,17 +206,21 @@ def _timeline(kept: dict[str, Any]) -> str:
 
 
 def _failures(failures: Sequence[dict[str, Any]], total: int) -> str:
-    if not total:
-        return ""
-    rows = [("Chunk", "Reason", "Where", "Tried")]
+    items = []
     for one in failures:
         parts = [one["dataset"], one["file"]]
         if one["stop"] > one["start"]:
             parts.append(f"entries {one['start']} to {one['stop']}")
-        chunk = ", ".join(part for part in parts if part)
-        rows.append((chunk, one["reason"], one["where"], str(one["attempts"])))
-    more = total - len(failures)
-    return _table(rows) + (f"<p>and {more:,} more</p>" if more > 0 else "")
+        tried = f", tried {one['attempts']} times" if one["attempts"] > 1 else ""
+        lines = [f"{', '.join(part for part in parts if part)}{tried}", one["reason"], one["where"]]
+        items.append("<br>".join(html.escape(line) for line in lines if line))
+    if total > len(failures):
+        items.append(f"and {total - len(failures):,} more")
+    return _list(items)
+
+
+def _list(items: Sequence[str]) -> str:
+    return "<ul>\n{}\n</ul>".format("\n".join(f"<li>{one}</li>" for one in items)) if items else ""
 
 
 def _picture(drawing: Drawing | None) -> str:

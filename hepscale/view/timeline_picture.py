@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hepscale.view.picture import STYLE
 from hepscale.view.timeline import KINDS
@@ -61,6 +62,7 @@ def png(share: Share) -> bytes:
         axes.set_ylim(0, None)
         axes.set_xlabel(f"time [{unit}]")
         axes.set_ylabel("slots")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right center")
         made = io.BytesIO()

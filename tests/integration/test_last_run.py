@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -123,6 +125,25 @@ def test_the_output_is_asked_for_while_the_run_goes_on(files, tmp_path):
     assert partial["chunks"] < out["chunks"]
     assert last is hepscale.last_run()
     assert last.output is out
+
+
+def test_on_partial_may_ask_for_it_too(files, tmp_path):
+    found = []
+
+    def look(output, state):
+        last = hepscale.last_run()
+        found.append((last.output, last.output is not last.output, output))
+
+    out = run(slow, files.fileset, run_dir=tmp_path, on_partial=look, interval_s=0.01)
+    assert all(same == output and copied for same, copied, output in found)
+    assert found[-1][0] == out
+
+
+def test_before_any_run_it_says_what_to_do():
+    code = "import hepscale; hepscale.last_run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "InputError: No run over events has begun in this process." in done.stderr
+    assert "hepscale report last" in done.stderr
 
 
 def test_the_summary_is_beside_the_journal_and_goes_with_it(files, tmp_path, monkeypatch):
