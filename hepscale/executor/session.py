@@ -132,16 +132,20 @@ class _Shower:
             self._record.tick()
 
     def close(self) -> None:
-        content = self._content()
-        if self._gallery is not None and content is not None:
-            for text in self._gallery.missed(content):
-                self._note(text)
-        plots = self._plots(content)
-        if self._watched is not None and self._state.started_s is not None:
-            self._summarize(self._watched.folder, plots)
-        self._view.close(self._state, lambda: content)
-        if self._record is not None:
-            self._record.close(content, plots)
+        content = plots = None
+        try:
+            content = self._content()
+            if self._gallery is not None and content is not None:
+                for text in self._gallery.missed(content):
+                    self._note(text)
+            plots = self._plots(content)
+            if self._watched is not None and self._state.started_s is not None:
+                self._summarize(self._watched.folder, plots)
+            self._view.close(self._state, lambda: content)
+        finally:
+            # also after Ctrl-C: other threads may wait for it
+            if self._record is not None:
+                self._record.close(content, plots)
 
     def _plots(self, content: Any) -> tuple[dict[str, Any], bytes] | None:
         if self._gallery is None or content is None:
