@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -172,6 +173,20 @@ def test_the_summary_is_beside_the_journal_and_goes_with_it(files, tmp_path, mon
     run(filled, files.fileset, run_dir=tmp_path)
     (second,) = tmp_path.iterdir()
     assert second != first
+
+
+def test_a_run_is_reported_by_its_id_and_by_its_folder(files, tmp_path):
+    run(filled, files.fileset, run_dir=tmp_path)
+    run_id = hepscale.last_run().state.run_id
+    by_id, by_folder = tmp_path / "a.html", tmp_path / "b.html"
+    environment = {**os.environ, "HEPSCALE_RUN_DIR": str(tmp_path)}
+    for which, page in ((run_id, by_id), (str(tmp_path / run_id), by_folder)):
+        code = f"from hepscale.cli import main; main(['report', {which!r}, '-o', {str(page)!r}])"
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert by_id.read_text() == by_folder.read_text()
+    assert by_id.read_text().count("data:image/png;base64,") == 2
+    assert "180 of 180" in by_id.read_text()
 
 
 def test_a_summary_that_cannot_be_written_is_a_note(files, tmp_path, monkeypatch):
