@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hepscale.executor.coffea import HepScaleExecutor, shutdown
     from hepscale.executor.task import ChunkFailure
     from hepscale.executor.uproot_job import run_uproot_job
+    from hepscale.view.record import last_run
     from hepscale.workers.api import Workers
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOME = {
     "HepScaleExecutor": "hepscale.executor.coffea",
     "run_uproot_job": "hepscale.executor.uproot_job",
     "shutdown": "hepscale.executor.coffea",
+    "last_run": "hepscale.view.record",
     "analyze": "hepscale.env.api",
     "pack": "hepscale.env.api",
     "ChunkFailure": "hepscale.executor.task",
@@ -68,6 +70,7 @@ __all__ = [
     "Workers",
     "__version__",
     "analyze",
+    "last_run",
     "pack",
     "run_uproot_job",
     "shutdown",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -116,6 +116,29 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"      {'':{width}}  {click.style(check.fix, bold=True)}")
     if any(check.status == "fail" for check in checks):
         click.get_current_context().exit(1)
+
+
+@main.command()
+@click.argument("run", default="last")
+@click.option(
+    "-o",
+    "--output",
+    type=click.File("w", encoding="utf-8", lazy=True),
+    default="report.html",
+    show_default=True,
+    help="The page.",
+)
+def report(run: str, output: TextIO) -> None:
+    """Write what is kept of RUN as one HTML page, for a colleague.
+
+    RUN is the id of a run, its folder, or "last", the newest one.
+    """
+    from hepscale import report as reports
+    from hepscale.config import load_settings
+
+    folder = reports.find_run(load_settings().run_dir, run)
+    output.write(reports.page(folder))
+    click.echo(f"{output.name}: {folder.name}", err=True)
 
 
 @main.group()

@@ -201,9 +201,10 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         settings = self._settings()
         stop = StopRequest()
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{os.getpid()}-{next(_run_numbers)}"
+        watched = self._watched(items, settings.run_dir / run_id)
         with (
             session.spool(settings.scratch_dir) as spool,
-            session.shown(stop, status=self.status, watched=self._watched(items)) as observer,
+            session.shown(stop, status=self.status, watched=watched) as observer,
         ):
             job, digest, packed = self._job(run_id, function, spool, settings, observer)
             # for the first of coffea's two runs, the one over files
@@ -247,11 +248,13 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 written.close()
                 journal.prune(settings.run_dir, settings.keep_runs)
 
-    def _watched(self, items: list[Any]) -> session.Watched | None:
+    def _watched(self, items: list[Any], folder: Path) -> session.Watched | None:
         """Return what is done with the growing output; that of reading metadata is coffea's own."""
         if isinstance(items[0], FileMeta):
             return None
-        return session.Watched(chunking.content, self.watch, self.on_partial, self.interval_s)
+        return session.Watched(
+            chunking.content, self.watch, self.on_partial, self.interval_s, folder
+        )
 
     def _settings(self) -> Settings:
         return load_settings(

@@ -30,6 +30,8 @@ from hepscale.executor.task import (
     RunStarted,
     RunStatus,
     Task,
+    TaskBegun,
+    TaskClock,
     TaskEnded,
     TaskId,
     TaskSubmitted,
@@ -51,6 +53,7 @@ __all__ = ["Run"]
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_CLOCKED = ("load", "merge", "stream")
 _task_numbers = itertools.count(1)
 
 
@@ -295,6 +298,7 @@ class Run:
         meta = frame.meta
         if frame.kind is Kind.HELLO:
             running.code = meta.get("code") or ""
+            self._observe(TaskBegun(running.task.id))
         elif frame.kind is Kind.BEGIN:
             running.current, running.begun_s = meta["key"], time.monotonic()
             self._observe(ChunkBegun(running.task.id, meta["key"]))
@@ -308,6 +312,8 @@ class Run:
                 self._faults.take(meta["key"], frame)
         elif frame.kind is Kind.DONE:
             running.done = meta
+            spent = {f"{name}_s": meta["clock"].get(name, 0.0) for name in _CLOCKED}
+            self._observe(TaskClock(running.task.id, meta["wall_s"], **spent))
 
     def _take_output(self, running: Running, frame: Frame) -> None:
         begun_s = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hepscale.executor import summary
 from hepscale.executor.engines import warm
 from hepscale.executor.partial import PartialResults
-from hepscale.executor.task import Notice
+from hepscale.executor.task import Notice, RunStarted
 from hepscale.view import RunState, advance, apply, make_view
-from hepscale.view.gallery import Gallery
+from hepscale.view.gallery import Gallery, encode
+from hepscale.view.record import RunRecord
+from hepscale.view.timeline import Timeline
 from hepscale.worker import scratch
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from hepscale.view.gallery import Watch
 
 __all__ = ["Watched", "shown", "spool", "stop_on_sigint", "write"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -75,12 +81,15 @@ class Watched:
         Which histograms are drawn, see :class:`hepscale.view.gallery.Gallery`.
     on_partial, interval_s
         Is called with the output and the state, at most this often.
+    folder
+        The run's, for its summary.
     """
 
     content: Callable[[Any], Any]
     watch: Watch | None
     on_partial: Callable[[Any, RunState], object] | None
     interval_s: float
+    folder: Path
 
 
 class _Shower:
@@ -89,33 +98,70 @@ class _Shower:
     def __init__(self, stop: StopRequest, status: bool, watched: Watched | None) -> None:
         self._gallery: Gallery | None = None
         self._partial: PartialResults | None = None
+        self._record: RunRecord | None = None
         self._watched = watched
         self._output: Callable[[], Any] = lambda: None
+        self._state, self._timeline = RunState(), Timeline()
         if watched is not None:
             self._gallery = Gallery(watched.watch, self._note)
+            self._record = RunRecord(
+                self._state, self._timeline, self._gallery, self._content, self._request
+            )
             if watched.on_partial is not None:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
         self._stop = stop
         self._view = make_view(status, self._gallery, self._request)
-        self._state = RunState()
 
     def see(self, event: Event) -> None:
-        apply(self._state, event, time.monotonic())
+        now_s = time.monotonic()
+        apply(self._state, event, now_s)
+        self._timeline.see(event, now_s)
+        if self._record is not None and isinstance(event, RunStarted):
+            self._record.begin()
 
     def tick(self, output: Callable[[], Any] | None = None) -> None:
         self._output = output or self._output
-        advance(self._state, time.monotonic())
+        now_s = time.monotonic()
+        advance(self._state, now_s)
+        self._timeline.advance(now_s)
         if self._partial is not None:
             self._partial.tick(self._state, self._content)
         if self._state.status is None:
             self._view.update(self._state, self._content)
+        if self._record is not None:
+            self._record.tick()
 
     def close(self) -> None:
-        content = self._content()
-        if self._gallery is not None and content is not None:
-            for text in self._gallery.missed(content):
-                self._note(text)
-        self._view.close(self._state, lambda: content)
+        content = plots = None
+        try:
+            content = self._content()
+            if self._gallery is not None and content is not None:
+                for text in self._gallery.missed(content):
+                    self._note(text)
+            plots = self._plots(content)
+            if self._watched is not None and self._state.started_s is not None:
+                self._summarize(self._watched.folder, plots)
+            self._view.close(self._state, lambda: content)
+        finally:
+            # also after Ctrl-C: other threads may wait for it
+            if self._record is not None:
+                self._record.close(content, plots)
+
+    def _plots(self, content: Any) -> tuple[dict[str, Any], bytes] | None:
+        if self._gallery is None or content is None:
+            return None
+        try:
+            return encode(self._gallery.draw(content, search=True), "<f8")
+        except Exception as error:  # noqa: BLE001
+            log.warning("The histograms of the run cannot be kept: %r", error)
+            return None
+
+    def _summarize(self, folder: Path, plots: tuple[dict[str, Any], bytes] | None) -> None:
+        try:
+            summary.write(folder, summary.summarize(self._state, self._timeline), plots)
+        except Exception as error:
+            log.debug("no summary in %s", folder, exc_info=error)
+            self.see(Notice(f"hepscale report has nothing of this run: {error}"))
 
     def _request(self) -> None:
         self._stop.keep = True

@@ -31,6 +31,8 @@ __all__ = [
     "RunEvent",
     "RunStarted",
     "Task",
+    "TaskBegun",
+    "TaskClock",
     "TaskEnded",
     "TaskId",
     "TaskSubmitted",
@@ -297,6 +299,27 @@ class TaskSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskBegun:
+    """The process of a task runs: whatever it needs is on its worker."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskClock:
+    """What took how long within a task, as its last frame says; the rest of it was processing.
+
+    ``load_s`` is for function and chunks, and what they import.
+    """
+
+    task_id: TaskId
+    wall_s: float
+    load_s: float = 0.0
+    merge_s: float = 0.0
+    stream_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkBegun:
     """A worker began to work on a chunk."""
 
@@ -339,6 +362,14 @@ class RunEnded:
 
 
 RunEvent: TypeAlias = (
-    RunStarted | TaskSubmitted | ChunkBegun | ChunksCounted | ChunkFailed | ChunkSplit | RunEnded
+    RunStarted
+    | TaskSubmitted
+    | TaskBegun
+    | TaskClock
+    | ChunkBegun
+    | ChunksCounted
+    | ChunkFailed
+    | ChunkSplit
+    | RunEnded
 )
 Event: TypeAlias = EngineEvent | RunEvent

@@ -23,9 +23,11 @@ __all__ = [
     "Partial",
     "Throttle",
     "View",
+    "build",
     "choose_mode",
     "make_view",
     "nothing",
+    "place",
 ]
 
 Mode = Literal["widget", "static", "text", "lines", "off"]
@@ -216,13 +218,11 @@ def make_view(
     ConfigError
         If ``HEPSCALE_VIEW`` has another value.
     """
-    requested = os.environ.get(_VARIABLE, "").strip().lower()
     try:
-        asks = _front_end_asks()
-        mode = choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr))
+        mode, kernel = place()
         if not status:
             return NullView()
-        return GuardedView(_build(mode, gallery, stop, kernel=asks is not None))
+        return GuardedView(build(mode, gallery, stop, kernel=kernel))
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -230,9 +230,23 @@ def make_view(
         return NullView()
 
 
-def _build(
+def place() -> tuple[Mode, bool]:
+    """Return which view suits where this is called, and whether that is a kernel.
+
+    Raises
+    ------
+    ConfigError
+        If ``HEPSCALE_VIEW`` has a value that is none.
+    """
+    requested = os.environ.get(_VARIABLE, "").strip().lower()
+    asks = _front_end_asks()
+    return choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr)), asks is not None
+
+
+def build(
     mode: Mode, gallery: Gallery | None, stop: Callable[[], None] | None, *, kernel: bool
 ) -> View:
+    """Return a view of this mode, see :func:`make_view`."""
     # Each view imports what it draws with, which scripts and batch jobs should not pay for.
     if mode == "widget":
         from hepscale.view.widget import WidgetView

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hepscale.view.finding import Found, find, reach
-from hepscale.view.histograms import Axis, Layout, Plot, layout, project
+from hepscale.view.histograms import Axis, Layout, Plot, Series, layout, project
 from hepscale.view.text import one_line
 
-__all__ = ["Drawing", "Gallery", "Watch", "encode"]
+__all__ = ["Drawing", "Gallery", "Watch", "decode", "encode"]
 
 logger = logging.getLogger(__name__)
 
@@ -171,11 +171,11 @@ class Gallery:
         return project(found, source, kept[2])
 
 
-def encode(drawing: Drawing) -> tuple[dict[str, Any], bytes]:
+def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes]:
     """Return what a front end draws from: a JSON object, and the numbers that it refers to.
 
     Numbers are little-endian float32, one array after the other; ``[offset, n]`` counts floats. A
-    map is row-major, x first.
+    map is row-major, x first. `number` is another type for them.
     """
     arrays: list[np.ndarray[Any, Any]] = []
     end = 0
@@ -208,7 +208,7 @@ def encode(drawing: Drawing) -> tuple[dict[str, Any], bytes]:
         for plot in drawing.plots
     ]
     with np.errstate(over="ignore", invalid="ignore"):
-        numbers = np.concatenate(arrays).astype("<f4").tobytes() if arrays else b""
+        numbers = np.concatenate(arrays).astype(number).tobytes() if arrays else b""
     return {"plots": plots, "more": list(drawing.more)}, numbers
 
 
@@ -220,3 +220,40 @@ def _axis(axis: Axis | None) -> dict[str, Any] | None:
         "edges": None if axis.edges is None else list(axis.edges),
         "labels": None if axis.labels is None else list(axis.labels),
     }
+
+
+def decode(spec: Mapping[str, Any], bins: bytes) -> Drawing:
+    """Return what :func:`encode` was given, with numbers of type ``<f8``.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        It is not what `encode` has returned.
+    """
+    numbers = np.frombuffer(bins, "<f8")
+    plots = [_plot_of(one, numbers) for one in spec["plots"]]
+    return Drawing(tuple(plots), tuple(spec["more"]))
+
+
+def _plot_of(one: Mapping[str, Any], numbers: np.ndarray[Any, Any]) -> Plot:
+    x, y = _axis_of(one["x"]), _axis_of(one["y"])
+
+    def take(place: Sequence[int] | None) -> Any:
+        if place is None:
+            return None
+        flat = numbers[place[0] : place[0] + place[1]]
+        return flat if x is None or y is None else flat.reshape(_bins(x), _bins(y))
+
+    series = [Series(s["name"], take(s["values"]), take(s["variances"])) for s in one["series"]]
+    return Plot(one["name"], one["kind"], x, y, tuple(series), tuple(one["rows"]), one["summable"])
+
+
+def _bins(axis: Axis) -> int:
+    return len(axis.labels or ()) if axis.edges is None else len(axis.edges) - 1
+
+
+def _axis_of(axis: Mapping[str, Any] | None) -> Axis | None:
+    if axis is None:
+        return None
+    edges, labels = (None if axis[key] is None else tuple(axis[key]) for key in ("edges", "labels"))
+    return Axis(axis["label"], edges, labels)

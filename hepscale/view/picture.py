@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hepscale.view.gallery import Drawing
     from hepscale.view.histograms import Axis, Plot, Series
 
-__all__ = ["png"]
+__all__ = ["STYLE", "png"]
 
 _MOST = 12
 _WIDTH_IN = 3.5
@@ -37,7 +37,7 @@ _COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9,
@@ -78,7 +78,7 @@ def png(drawing: Drawing, text: str) -> bytes:
     with mpl.rc_context():
         # what a notebook has set, a user's LaTeX too, is for their own pictures
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         for i, line in enumerate(lines):

@@ -101,7 +101,7 @@ def test_what_cannot_be_copied_is_told_once():
     assert "TypeError: no copy" in run.told[0].text
 
 
-def test_a_tick_without_output_keeps_what_is_drawn(monkeypatch):
+def test_a_tick_without_output_keeps_what_is_drawn(monkeypatch, tmp_path):
     """As while an environment is packed in the middle of a run."""
     drawn, closed = [], []
 
@@ -113,7 +113,7 @@ def test_a_tick_without_output_keeps_what_is_drawn(monkeypatch):
             closed.append(output())
 
     monkeypatch.setattr(session, "make_view", lambda status, gallery, stop: Recorder())
-    watched = session.Watched(lambda merged: merged["out"], ["x"], None, 1.0)
+    watched = session.Watched(lambda merged: merged["out"], ["x"], None, 1.0, tmp_path)
     with session.shown(StopRequest(), status=True, watched=watched) as observer:
         observer.tick()
         observer.tick(lambda: {"out": 3})

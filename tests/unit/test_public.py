@@ -14,7 +14,7 @@ import hepscale
 PUBLIC = """
 ChunkFailure ChunksFailed ConfigError EngineError HepScaleError HepScaleExecutor InputError
 MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError RunInterrupted
-Workers __version__ analyze pack run_uproot_job shutdown
+Workers __version__ analyze last_run pack run_uproot_job shutdown
 """
 
 EXECUTOR = {

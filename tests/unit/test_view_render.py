@@ -191,7 +191,7 @@ def test_a_view_that_cannot_be_made_is_no_view(
     def broken(mode: str, gallery: object, stop: object, *, kernel: bool) -> View:
         raise ImportError("no rich")
 
-    monkeypatch.setattr(view_base, "_build", broken)
+    monkeypatch.setattr(view_base, "build", broken)
     monkeypatch.setenv("HEPSCALE_VIEW", "lines")
     with caplog.at_level(logging.WARNING, logger="hepscale"):
         view = make_view(True)
