@@ -152,23 +152,30 @@ class Notebook:
 
 @contextmanager
 def opened(
-    browser: Browser, server: Server, app: str, cells: list[str], kernel: str = "python3"
+    browser: Browser,
+    server: Server,
+    app: str,
+    cells: list[str],
+    kernel: str = "python3",
+    scale: float = 1,
 ) -> Iterator[Notebook]:
-    """Write a notebook of these cells and open it."""
+    """Write a notebook of these cells and open it on a screen of this resolution."""
     new: Any = nbformat.v4
     document = new.new_notebook()
     document.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": "python"}
     document.cells = [new.new_code_cell(cell) for cell in cells]
     path = server.folder / f"test_{secrets.token_hex(4)}.ipynb"
     nbformat.write(document, path)
-    with showing(browser, server, app, path) as notebook:
+    with showing(browser, server, app, path, scale) as notebook:
         yield notebook
 
 
 @contextmanager
-def showing(browser: Browser, server: Server, app: str, path: Path) -> Iterator[Notebook]:
+def showing(
+    browser: Browser, server: Server, app: str, path: Path, scale: float = 1
+) -> Iterator[Notebook]:
     """Open a notebook that is in the server's folder."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page = browser.new_page(viewport={"width": 1280, "height": 1000}, device_scale_factor=scale)
     try:
         page.goto(server.page(app, path.name))
         page.locator(".jp-Notebook .jp-CodeCell").last.wait_for(timeout=60_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from support import EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
 
@@ -89,6 +89,18 @@ WATCH = """
 }
 """
 CARD = ".hepscale-run-card"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "live_view.ipynb"
+ZMUMU = """
+fileset = generate(events={events})
+runner = processor.Runner(
+    executor=HepScaleExecutor(
+        cores=2, watch=["pair.mass", "pair.pt", "leading.pt", "met", "jets", "cutflow"]
+    ),
+    schema=NanoAODSchema,
+    chunksize=4_000,
+)
+out = runner(fileset, processor_instance=Dimuons(), treename="Events")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +233,33 @@ def test_a_saved_notebook_that_nobody_trusts_shows_the_picture(
                 assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)")
                 text = notebook.page.locator(".jp-Notebook").inner_text()
                 assert not re.search(
-                    r"widget.*(error|not found)|(error|loading).*widget", text, re.I
+                    r"widget.*(error|not found)|(error|loading).*widget", text, re.IGNORECASE
                 )
                 shoot(notebook.page, f"untrusted_{app}", tmp_path)
+
+
+def test_the_dimuons_of_the_notebook(
+    browser: Any, server: notebooks.Server, tmp_path: Path
+) -> None:
+    # the picture in README is made here
+    events = 400_000
+    code = [
+        one.source for one in nbformat.read(NOTEBOOK, as_version=4).cells if one.cell_type == "code"
+    ]
+    after = (
+        "print(sum(flow['all events'] for flow in out['cutflow'].values()))\nhepscale.shutdown()"
+    )
+    source = ["\n".join(code[:2]), ZMUMU.format(events=events), after]
+    with notebooks.opened(browser, server, "lab", source, scale=1.5) as notebook:
+        notebook.page.set_viewport_size({"width": 1480, "height": 1000})
+        notebook.run_all()
+        view = notebook.output(1).locator(".hepscale-run-root", has=notebook.page.locator(CARD))
+        view.get_by_title("Stack the series, all plots").click(timeout=45_000)
+        notebook.page.wait_for_function(
+            "[...document.querySelectorAll('[aria-label=\"Processing, progress\"]')]"
+            ".some((one) => Number(one.ariaValueNow) >= 60)",
+            timeout=30_000,
+        )
+        assert view.locator(CARD).count() == 6
+        shoot(view, "live-view", tmp_path)
+        notebook.output(2).get_by_text(str(events)).wait_for(timeout=30_000)
