@@ -86,9 +86,9 @@ def test_heights_are_the_numbers(browser: Any) -> None:
 def test_ticks_are_where_their_numbers_are_while_the_range_grows(browser: Any) -> None:
     picture = plots.Picture()
     picture.add("n", "steps", plots.axis("x", [0, 1, 2]), {"": ([10.0, 50.0], [0, 0])})
-    with drawn(browser, picture.state) as page:
+    with drawn(browser, picture.state, width=300) as page:
         plot = card(page, "n")
-        for highest in range(50, 120, 6):
+        for highest in range(50, 500, 15):
             picture.parts[0][1] = highest
             page.evaluate("bins => model.put({bins})", picture.state["bins"])
             frames(page)
