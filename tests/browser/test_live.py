@@ -115,7 +115,7 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[n
         yield started
 
 
-def cells(files: Any, run: str, *, count: int = 12, seconds: float = 0.06) -> list[str]:
+def cells(files: Any, run: str, *, count: int = 12, seconds: float = 0.04) -> list[str]:
     setup = SETUP.format(count=count, seconds=seconds, fills=FILLS, fileset=files.fileset)
     return [setup, run, AFTER]
 
