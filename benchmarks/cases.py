@@ -18,6 +18,7 @@ from coffea import processor
 from coffea.nanoevents import NanoAODSchema
 
 from benchmarks import watch
+from benchmarks.live import live_view
 from hepscale.demo_events import generate
 from hepscale.executor.coffea import HepScaleExecutor
 from hepscale.executor.ledger import Ledger
@@ -219,4 +220,5 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "noop_workers": noop_workers,
     "histograms": histograms,
     "planning": planning,
+    "view": live_view,
 }

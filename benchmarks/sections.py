@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environments import environment
+from benchmarks.live import view
 from benchmarks.report import Line
 from benchmarks.rounds import in_turn
 from benchmarks.same import differences
@@ -259,4 +260,5 @@ SECTIONS: dict[str, Callable[..., list[Line]]] = {
     "workqueue": workqueue,
     "many-workers": many_workers,
     "planning": planning,
+    "view": view,
 }

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 RUN = {
     "desc": "Processing",
@@ -119,7 +119,8 @@ def frames(page: Page, count: int = 2) -> None:
     )
 
 
-def shoot(page: Page, name: str, folder: Path) -> None:
-    """Save a picture of the page; also where ``HEPSCALE_SCREENSHOTS`` says."""
+def shoot(what: Page | Locator, name: str, folder: Path) -> None:
+    """Save a picture of a page, or of a part of it; also where ``HEPSCALE_SCREENSHOTS`` says."""
+    whole = {"full_page": True} if hasattr(what, "goto") else {}
     for place in filter(None, [str(folder), os.environ.get("HEPSCALE_SCREENSHOTS")]):
-        page.screenshot(path=Path(place) / f"{name}.png", full_page=True)
+        what.screenshot(path=Path(place) / f"{name}.png", **whole)

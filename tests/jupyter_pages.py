@@ -132,8 +132,9 @@ def _wait_until_answering(server: Server, process: subprocess.Popen[bytes]) -> N
 class Notebook:
     """A notebook that is open in a browser."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, path: Path) -> None:
         self.page = page
+        self.path = path
 
     def output(self, cell: int) -> Locator:
         """Return where a cell, counted from 0, shows its output."""
@@ -143,25 +144,44 @@ class Notebook:
         """Begin to run all cells."""
         self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
+    def save(self) -> Path:
+        """Save it as the application does; return the file."""
+        self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+        return self.path
+
 
 @contextmanager
 def opened(
-    browser: Browser, server: Server, app: str, cells: list[str], kernel: str = "python3"
+    browser: Browser,
+    server: Server,
+    app: str,
+    cells: list[str],
+    kernel: str = "python3",
+    scale: float = 1,
 ) -> Iterator[Notebook]:
-    """Write a notebook of these cells and open it."""
+    """Write a notebook of these cells and open it on a screen of this resolution."""
     new: Any = nbformat.v4
     document = new.new_notebook()
     document.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": "python"}
     document.cells = [new.new_code_cell(cell) for cell in cells]
-    name = f"test_{secrets.token_hex(4)}.ipynb"
-    nbformat.write(document, server.folder / name)
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    path = server.folder / f"test_{secrets.token_hex(4)}.ipynb"
+    nbformat.write(document, path)
+    with showing(browser, server, app, path, scale) as notebook:
+        yield notebook
+
+
+@contextmanager
+def showing(
+    browser: Browser, server: Server, app: str, path: Path, scale: float = 1
+) -> Iterator[Notebook]:
+    """Open a notebook that is in the server's folder."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000}, device_scale_factor=scale)
     try:
-        page.goto(server.page(app, name))
+        page.goto(server.page(app, path.name))
         page.locator(".jp-Notebook .jp-CodeCell").last.wait_for(timeout=60_000)
         page.wait_for_function("window.jupyterapp !== undefined")
         page.evaluate(_READY)
-        yield Notebook(page)
+        yield Notebook(page, path)
     finally:
         page.close()
         _end_kernels(server)

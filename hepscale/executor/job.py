@@ -94,10 +94,13 @@ class StopRequest:
         The run is to end.
     keep
         What has arrived is the result, and not part of an exception: the button's promise.
+    by_interrupt
+        An interrupt may be the button's, which has no other way to be heard.
     """
 
     requested: bool = False
     keep: bool = False
+    by_interrupt: bool = False
 
 
 @dataclass(frozen=True)

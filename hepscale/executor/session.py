@@ -17,7 +17,7 @@ from hepscale.executor import summary
 from hepscale.executor.engines import warm
 from hepscale.executor.partial import PartialResults
 from hepscale.executor.task import Notice, RunStarted
-from hepscale.view import RunState, advance, apply, make_view
+from hepscale.view import RunState, advance, apply, is_deaf, make_view
 from hepscale.view.gallery import Gallery, encode
 from hepscale.view.record import RunRecord
 from hepscale.view.timeline import Timeline
@@ -111,6 +111,7 @@ class _Shower:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
         self._stop = stop
         self._view = make_view(status, self._gallery, self._request)
+        stop.by_interrupt = status and is_deaf()
 
     def see(self, event: Event) -> None:
         now_s = time.monotonic()
@@ -202,6 +203,7 @@ def stop_on_sigint(stop: StopRequest) -> Iterator[None]:
         # Not `stop.requested`: the view's button interrupts when it believes that it was not heard.
         if pressed:
             signal.default_int_handler(number, frame)
+        stop.keep = stop.keep or stop.by_interrupt
         pressed = stop.requested = True
 
     before = signal.signal(signal.SIGINT, handle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hepscale.view.base import View, make_view
+from hepscale.view.base import View, is_deaf, make_view
 from hepscale.view.state import RunState, advance, apply
 
-__all__ = ["RunState", "View", "advance", "apply", "make_view"]
+__all__ = ["RunState", "View", "advance", "apply", "is_deaf", "make_view"]

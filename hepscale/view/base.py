@@ -25,6 +25,7 @@ __all__ = [
     "View",
     "build",
     "choose_mode",
+    "is_deaf",
     "make_view",
     "nothing",
     "place",
@@ -241,6 +242,17 @@ def place() -> tuple[Mode, bool]:
     requested = os.environ.get(_VARIABLE, "").strip().lower()
     asks = _front_end_asks()
     return choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr)), asks is not None
+
+
+def is_deaf() -> bool:
+    """Whether a button can be heard by an interrupt only, as in kernels before ipykernel 7."""
+    try:
+        mode, kernel = place()
+        shell: Any = sys.modules["IPython"].get_ipython() if kernel else None
+    # who has no view, see `make_view`, has no button
+    except Exception:  # noqa: BLE001
+        return False
+    return mode == "widget" and kernel and not hasattr(shell.kernel, "_supports_kernel_subshells")
 
 
 def build(

@@ -29,6 +29,8 @@ __all__ = [
 _MOST_FAILURES = 5
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
+# A task reads relative files in a folder of its own, which nobody knows or finds again.
+_TASK_FOLDER = re.compile(r"/\S*/work\.d/(?:_/)*")
 _ENDED = {
     None: " ended early",
     "done": "",
@@ -173,7 +175,8 @@ def failure_lines(state: RunState, most: int = _MOST_FAILURES) -> list[str]:
     for failure in state.failures[:most]:
         name = failure.file.rsplit("/", 1)[-1]
         where = _where(failure.dataset, name, failure.start, failure.stop)
-        lines.append(one_line(f"{where}: {failure.reason}" if where else failure.reason))
+        reason = _TASK_FOLDER.sub("", failure.reason)
+        lines.append(one_line(f"{where}: {reason}" if where else reason))
     more = len(state.failures) - len(lines)
     return [*lines, f"and {more:,} more"] if more else lines
 
@@ -218,12 +221,16 @@ def summary_text(state: RunState) -> str:
     failures = sorted(state.failures, key=lambda f: (f.dataset, f.file, f.start, f.stop))
     for failure in failures[:_MOST_FAILURES]:
         where = _where(failure.dataset, failure.file, failure.start, failure.stop)
-        reason = _MEASURED.get(failure.kind) or _ADDRESS.sub("0x...", one_line(failure.reason))
+        reason = _MEASURED.get(failure.kind) or _lasting(failure.reason)
         lines.append(f"  {where}: {reason}" if where else f"  {reason}")
     if len(failures) > _MOST_FAILURES:
         lines.append(f"  and {len(failures) - _MOST_FAILURES:,} more")
-    lines += [f"  note: {_ADDRESS.sub('0x...', one_line(text))}" for text in state.lasting]
+    lines += [f"  note: {_lasting(text)}" for text in state.lasting]
     return "\n".join(lines)
+
+
+def _lasting(text: str) -> str:
+    return _ADDRESS.sub("0x...", one_line(_TASK_FOLDER.sub("", text)))
 
 
 def _where(dataset: str, file: str, start: int, stop: int) -> str:

@@ -83,6 +83,23 @@ def test_heights_are_the_numbers(browser: Any) -> None:
         ]
 
 
+def test_ticks_are_where_their_numbers_are_while_the_range_grows(browser: Any) -> None:
+    picture = plots.Picture()
+    picture.add("n", "steps", plots.axis("x", [0, 1, 2]), {"": ([10.0, 50.0], [0, 0])})
+    with drawn(browser, picture.state, width=300) as page:
+        plot = card(page, "n")
+        for highest in range(50, 500, 15):
+            picture.parts[0][1] = highest
+            page.evaluate("bins => model.put({bins})", picture.state["bins"])
+            frames(page)
+            first = float(plot.locator(".hepscale-run-number").all_text_contents()[1])
+            base, above = plot.locator(".hepscale-run-rule").evaluate_all(
+                "all => all.map((one) => Number(one.getAttribute('d').match(/ ([-\\d.]+)H/)[1]))"
+            )[:2]
+            height = heights(lines(plot)[0])[1]
+            assert height / (base - above) == pytest.approx(highest / first, rel=0.02)
+
+
 def test_every_kind_in_both_themes_and_a_narrow_window(browser: Any, tmp_path: Path) -> None:
     state = plots.gallery().state
     for name, options in {"light": {}, "dark": {"dark": True}, "narrow": {"width": 340}}.items():

@@ -291,6 +291,17 @@ def test_summary_lists_failures_in_the_order_of_the_chunks_without_measured_numb
     ]
 
 
+@pytest.mark.parametrize("depth", ["", "_/_/"])
+def test_the_folder_of_a_task_is_not_told(depth: str) -> None:
+    state = started()
+    folder = f"/tmp/hepscale-0-s_x5/20261122-120229-2-12/work.d/{depth}"
+    apply(state, ChunkFailed(failure(reason=f"OSError: in file {folder}data/a.root")), 101.0)
+    assert text.failure_lines(state) == [
+        "DY, a.root, entries 0 to 10: OSError: in file data/a.root"
+    ]
+    assert text.summary_text(state).endswith("0 to 10: OSError: in file data/a.root")
+
+
 def test_words_follow_the_unit_and_the_number() -> None:
     assert text.chunks_text(started(chunks=1, unit="")) == "0 of 1 chunk"
     assert text.chunks_text(started(chunks=4, unit="file")) == "0 of 4 files"

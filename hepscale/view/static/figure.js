@@ -111,7 +111,8 @@ class Figure {
     // It grows only: else the picture would move with every digit that comes and goes.
     this.left = Math.max(this.left, px(room * GLYPH_PX + 9 + (y.label ? 14 : 0)));
     const box = { left: this.left, top: 8, right: width - right, bottom: height - (x.label ? 33 : 19) };
-    const key = JSON.stringify([width, height, box, x.low, x.high, x.log, x.label, x.labels, yTicks, y.label, yTexts]);
+    const ends = [x.low, x.high, x.log, y.low, y.high];
+    const key = JSON.stringify([width, height, box, ends, x.label, x.labels, yTicks, y.label, yTexts]);
     const toX = makeScale(x.low, x.high, box.left, box.right, x.log);
     const toY = makeScale(y.low, y.high, box.bottom, box.top, y.log);
     if (key !== this.key) {
