@@ -247,12 +247,12 @@ def place() -> tuple[Mode, bool]:
 def is_deaf() -> bool:
     """Whether a button can be heard by an interrupt only, as in kernels before ipykernel 7."""
     try:
-        mode, kernel = place()
-        shell: Any = sys.modules["IPython"].get_ipython() if kernel else None
+        mode, _ = place()
+        kernel = sys.modules["IPython"].get_ipython().kernel
     # who has no view, see `make_view`, has no button
     except Exception:  # noqa: BLE001
         return False
-    return mode == "widget" and kernel and not hasattr(shell.kernel, "_supports_kernel_subshells")
+    return mode == "widget" and not hasattr(kernel, "_supports_kernel_subshells")
 
 
 def build(
