@@ -47,7 +47,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """What is drawn over the axes: `values` of shape (n,), of a map (nx, ny); NaN is a gap."""
+    """What is drawn over the axes: `values` of shape (n,), of a map (nx, ny); NaN is a gap.
+
+    Without `variances` the values are counts, which are their own.
+    """
 
     name: str
     values: Array
@@ -253,17 +256,21 @@ def _histogram(name: str, source: Any, known: Layout) -> Plot:
 def _parts(source: Any, shape: tuple[int, ...]) -> tuple[list[Array], bool]:
     """Return arrays that may be added up over bins, and whether they describe means.
 
-    Of a histogram of counts: its values, and its variances if it has some. Of one of means: the
-    number of entries, the sum, and the variance of the sum.
+    Of a histogram of counts: its values, and its variances if they are not the values. Of one of
+    means: the number of entries, the sum, and the variance of the sum.
     """
     cells = math.prod(shape)
     if cells > _MOST_CELLS:
         raise ValueError(f"it has {cells:,} bins")
     means = str(getattr(source.kind, "value", source.kind)) == "MEAN"
     view: Any = source.view(flow=True) if hasattr(source, "view") else None
-    if getattr(getattr(view, "dtype", None), "names", None) == ("value", "variance"):
+    dtype = getattr(view, "dtype", None)
+    if getattr(dtype, "names", None) == ("value", "variance"):
         # half the time of asking for them one after the other
         parts = [np.asarray(view["value"]), np.asarray(view["variance"])]
+    elif dtype is not None and dtype.names is None and not means:
+        # counts: they are their own variances, which need not be sent
+        parts = [np.asarray(view, dtype=float)]
     else:
         parts = [np.asarray(source.values(flow=True), dtype=float)]
         variances = source.variances(flow=True)

@@ -156,10 +156,9 @@ def _steps(axes: Any, plot: Plot, x: Axis) -> None:
 
 def _band(axes: Any, series: Series, edges: Any, colour: str) -> None:
     """Draw the statistical error as a band."""
-    if series.variances is None:
-        return
+    variances = np.abs(series.values) if series.variances is None else series.variances
     with np.errstate(invalid="ignore"):
-        error = np.sqrt(series.variances)
+        error = np.sqrt(variances)
     known = np.isfinite(error) & np.isfinite(series.values)
     values = np.where(known, series.values, np.nan)
     error = np.where(known, error, np.nan)
