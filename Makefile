@@ -8,15 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-# the tests of faults mostly wait: they take their time beside the others
+# two at a time: faults and the browser mostly wait
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test lint unit faults browser system notebooks bench clean
+.PHONY: demo test lint unit integration faults browser system notebooks bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
 
-test: unit lint faults browser notebooks
+test: integration faults browser lint notebooks unit
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -25,7 +25,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports --no-logo
 
 unit: system $(VENV)/installed-dev
-	$(BIN)/python -m pytest --ignore tests/faults --ignore tests/browser $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+integration: system $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/integration tests/conformance $(PYTEST_ARGS)
 
 # workers that are killed, stopped, cut off, refused, out of room
 faults: system $(VENV)/installed-dev
