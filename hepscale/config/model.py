@@ -180,7 +180,7 @@ OPEN_TABLES = frozenset({"cvmfs"})
 # options of the executor that belong to an analysis, not to a place
 RUN_OPTIONS = frozenset(
     {"closure", "cores", "environment", "exclude_packages", "extra_packages", "files", "memory_mb"}
-    | {"resume", "retries", "wall_s"}
+    | {"interval_s", "on_partial", "resume", "retries", "wall_s", "watch"}
 )
 # in a file they are relative to its folder
 PATHS = frozenset({"cache_dir", "run_dir", "scratch_dir", "password_file"})
