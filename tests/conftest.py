@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# under nohup, and in the background of a shell, they are ignored, and would be by all processes that
-# tests start and send them to
+# under nohup, and in the background of a shell, they are ignored, and would be by all processes
+# that tests start and send them to
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

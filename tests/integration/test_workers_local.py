@@ -298,9 +298,7 @@ def test_a_program_that_is_none(tmp_path, listener, monkeypatch):
 
 
 def test_another_protocol(listener):
-    with pytest.raises(
-        EngineError, match=r"speaks protocol \d+, the manager 99"
-    ) as it:
+    with pytest.raises(EngineError, match=r"speaks protocol \d+, the manager 99") as it:
         Workers().start(listener.address, protocol=99)
     support.complete(it.value)
 
