@@ -9,7 +9,7 @@ from unittest import mock
 
 from hepscale.executor import session
 from hepscale.executor.engines.local import LocalEngine
-from hepscale.executor.job import Observer
+from hepscale.executor.job import Observer, StopRequest
 from hepscale.executor.task import ChunksCounted, FrameBytes, RunStarted, TaskEnded
 from hepscale.worker.frames import FrameReader, Kind
 
@@ -71,8 +71,8 @@ def watched() -> Iterator[Seen]:
     seen, shown, poll = Seen(), session.shown, LocalEngine.poll
 
     @contextmanager
-    def shown_and_seen(**options: Any) -> Iterator[Observer]:
-        with shown(**options) as observer:
+    def shown_and_seen(stop: StopRequest, **options: Any) -> Iterator[Observer]:
+        with shown(stop, **options) as observer:
             see = observer.see
 
             def both(event: Event) -> None:
