@@ -11,12 +11,12 @@ PYTEST_ARGS ?=
 # two at a time: faults and the browser mostly wait
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test lint unit integration faults browser system notebooks bench clean
+.PHONY: demo test lint unit integration conformance faults browser system notebooks bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
 
-test: integration faults browser lint notebooks unit
+test: integration faults browser lint notebooks unit conformance
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -28,7 +28,11 @@ unit: system $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 integration: system $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/integration tests/conformance $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+# every engine against the same tests
+conformance: system $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 
 # workers that are killed, stopped, cut off, refused, out of room
 faults: system $(VENV)/installed-dev
