@@ -65,11 +65,10 @@ def start(
     """
     from typing import cast
 
-    from hepscale import machine
     from hepscale.config import load_settings
     from hepscale.workers import groups, systems
-    from hepscale.workers.api import Workers
-    from hepscale.workers.plan import BatchName, beyond, describe
+    from hepscale.workers.api import Workers, beyond_machine
+    from hepscale.workers.plan import BatchName, describe
     from hepscale.workers.version import PROGRAMS
 
     described = Workers(
@@ -87,11 +86,7 @@ def start(
     program = PROGRAMS[engine]
     plan = described.plan(address, password, ssl=ssl, program=program, settings=settings)
     if plan.batch == "local":
-        has_mb = machine.memory_limit_bytes() // 2**20
-        asked_mb = memory and count * memory
-        for text in beyond(
-            count * cores, asked_mb, has_cores=machine.usable_cores(), has_memory_mb=has_mb
-        ):
+        for text in beyond_machine(count, cores, memory):
             click.echo(f"note: {text}", err=True)
     if dry_run:
         click.echo(describe(plan, systems.submit_command(plan.batch)), nl=False)

@@ -6,13 +6,12 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from hepscale import machine
 from hepscale.errors import ConfigError, misspelt
 from hepscale.executor.engines import warm
 from hepscale.executor.engines.local import LocalEngine
 from hepscale.executor.packing import PACKED
-from hepscale.workers.api import Workers
-from hepscale.workers.plan import beyond
+from hepscale.workers.api import Workers, beyond_machine
+from hepscale.workers.version import PROGRAMS
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "default_environment", "engine_for", "shutdown", "warnings"]
 
-_ENGINES = ("local", "workqueue", "taskvine")
+_ENGINES = ("local", *PROGRAMS)
 
 
 def check(name: str, workers: Workers | None) -> None:
@@ -89,8 +88,9 @@ def engine_for(
 
     if workers is None and settings.workers.count:
         workers = _workers(settings.workers)
-    where = (settings.name or "", settings.port, settings.password_file)
-    listening = Listening(settings.engine, *where, workers)
+    listening = Listening(
+        settings.engine, settings.name or "", settings.port, settings.password_file, workers
+    )
     proofs = {one.variable: one.path for one in _credentials(settings)}
     return WorkQueueEngine(listening, settings, preload, proofs)
 
@@ -128,12 +128,7 @@ def _beyond(
         if wanted.batch != "local":
             return []
         count, cores, memory_mb = wanted.count, wanted.cores, wanted.memory_mb
-    return beyond(
-        count * cores,
-        memory_mb and count * memory_mb,
-        has_cores=machine.usable_cores(),
-        has_memory_mb=machine.memory_limit_bytes() // 2**20,
-    )
+    return beyond_machine(count, cores, memory_mb)
 
 
 def _credentials(settings: Settings) -> list[Credential]:

@@ -224,9 +224,11 @@ class Run:
     def _learn_memory(self, event: TaskEnded) -> None:
         self._allocation = self._allocation.after_task(event)
         needed_mb = self._allocation.learnt_mb
+        if not needed_mb or self._memory_told:
+            return
         cores = sum(one.slots for one in self._workers.values())
         slots = self._allocation.slots(self._workers.values())
-        if needed_mb and slots < cores and not self._memory_told:
+        if slots < cores:
             self._memory_told = True
             self._observe(
                 Notice(

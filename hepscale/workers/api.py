@@ -14,7 +14,7 @@ from hepscale import machine
 from hepscale.config import Settings, load_settings
 from hepscale.errors import ConfigError, EngineError, misspelt
 from hepscale.workers import groups, records
-from hepscale.workers.plan import BATCH_SYSTEMS, BatchName, Plan, parse_address
+from hepscale.workers.plan import BATCH_SYSTEMS, BatchName, Plan, beyond, parse_address
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hepscale.workers.records import Group
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "beyond_machine"]
 
 # what a core of the grid's sites comes with
 _BATCH_MB_PER_CORE = 2000
@@ -353,6 +353,24 @@ def _check_workdir(path: Path) -> None:
             cause="it has a space or another character that a shell does not take as it is",
             fix="choose another with workdir=..., or export HEPSCALE_SCRATCH_DIR=<folder>",
         )
+
+
+def beyond_machine(count: int, cores: int, memory_mb: int | None) -> list[str]:
+    """Return a sentence for each thing of which so many workers are to have more than is here.
+
+    Parameters
+    ----------
+    count
+        How many there are, or slots.
+    cores, memory_mb
+        Of each; None: what there is.
+    """
+    return beyond(
+        count * cores,
+        memory_mb and count * memory_mb,
+        has_cores=machine.usable_cores(),
+        has_memory_mb=machine.memory_limit_bytes() // 2**20,
+    )
 
 
 def _catalog() -> str:

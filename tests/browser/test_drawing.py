@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import plots
 import pytest
-from browsing import chromium, drawn, frames, shoot
+from browsing import drawn, frames, shoot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.browser
@@ -30,12 +29,6 @@ WATCH = """
   }).observe(document.body, {subtree: true, attributes: true});
 }
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 def card(page: Any, name: str) -> Any:

@@ -13,11 +13,11 @@ import jupyter_pages as notebooks
 import nbformat
 import pytest
 import queues
-from browsing import chromium, shoot
+from browsing import shoot
 from support import EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
 
@@ -101,18 +101,6 @@ runner = processor.Runner(
 )
 out = runner(fileset, processor_instance=Dimuons(), treename="Events")
 """
-
-
-@pytest.fixture(scope="module")
-def browser(nothing_left: None) -> Iterator[Any]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[notebooks.Server]:
-    with notebooks.serving(tmp_path_factory.mktemp("server")) as started:
-        yield started
 
 
 def cells(files: Any, run: str, *, count: int = 12, seconds: float = 0.04) -> list[str]:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import jupyter_pages as notebooks
 import pytest
-from browsing import chromium, shoot
+from browsing import shoot
 from support import CHUNK, EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(60)]
@@ -42,18 +41,6 @@ def kept(process):
 """
 AFTER = "print('counted', out['events'], out == tally_of(out['chunks']))"
 BAR = "progressbar"
-
-
-@pytest.fixture(scope="module")
-def browser(nothing_left: None) -> Iterator[Any]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[notebooks.Server]:
-    with notebooks.serving(tmp_path_factory.mktemp("server")) as started:
-        yield started
 
 
 def cells(files: Any, seconds: float, process: str) -> list[str]:

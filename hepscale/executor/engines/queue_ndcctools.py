@@ -65,8 +65,6 @@ class NdcctoolsQueue(Queue):
         # to give up a silent worker ends this process ("cctools bug", 8.0): such workers stay, and
         # what they do not do is done elsewhere at the end of the run
         self._open().specify_keepalive_interval(0)
-        # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
-        self._open().tune("proportional-resources", 0)
         self._log = TransactionLog(options.folder / "transactions.log")
         self._notices = NoticeLog(options.folder / "notices.log", self._direct)
 

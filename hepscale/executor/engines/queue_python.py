@@ -63,6 +63,8 @@ def opened(
     password = options.password_file
     if password is not None and not admit(made[0], str(password)):
         raise EngineError("The password file for workers cannot be read.", items=[str(password)])
+    # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
+    made[0].tune("proportional-resources", 0)
     return port, made[0]
 
 

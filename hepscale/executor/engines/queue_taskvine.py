@@ -89,12 +89,9 @@ class TaskVineQueue(Queue):
             ),
             taskvine.Manager.set_password_file,
         )
-        manager = self._manager
         # to give up a silent worker ends this process, as in its Work Queue
-        manager.set_keepalive_interval(0)
-        # it would give a task as large a part of the disk as of the cores, of a disk that shrinks
-        manager.tune("proportional-resources", 0)
-        manager.enable_peer_transfers()
+        self._manager.set_keepalive_interval(0)
+        self._manager.enable_peer_transfers()
         logs = options.folder / _RUN / "vine-logs"
         self._log = VineLog(logs / "transactions")
         # it writes all that it does there, without a limit
