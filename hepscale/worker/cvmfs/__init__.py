@@ -1,0 +1,42 @@
+"""A client of CVMFS: read-only, on demand, over HTTP; the standard library is all that it needs."""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = ["ObjectError", "RepositoryError"]
+
+
+class RepositoryError(Exception):
+    """A repository cannot be used: its manifest was refused, no server answers, and the like.
+
+    Parameters
+    ----------
+    fact
+        What happened.
+    item
+        What it is about: a URL, a line, a digest.
+    cause
+        Why that is likely.
+    fix
+        What to do next.
+    """
+
+    def __init__(self, fact: str, item: str = "", cause: str = "", fix: str = "") -> None:
+        super().__init__(fact, item, cause, fix)
+        self.fact, self.item, self.cause, self.fix = fact, item, cause, fix
+
+    def __str__(self) -> str:
+        """Return the fact and its item in one line."""
+        return f"{self.fact} {self.item}".rstrip()
+
+
+class ObjectError(OSError):
+    """An object that cannot be had, or is damaged: EIO for the file that needs it."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(errno.EIO, message, name)
+
+    def __reduce__(self) -> tuple[type[ObjectError], tuple[str, str]]:
+        """Pickle what it was made of."""
+        return type(self), (self.strerror, self.filename)
