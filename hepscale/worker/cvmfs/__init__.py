@@ -36,7 +36,3 @@ class ObjectError(OSError):
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(errno.EIO, message, name)
-
-    def __reduce__(self) -> tuple[type[ObjectError], tuple[str, str]]:
-        """Pickle what it was made of."""
-        return type(self), (self.strerror, self.filename)
