@@ -314,8 +314,8 @@ def test_what_is_one_for_all_may_not_differ(told, keys):
         "http://two/opt/b",
     ]
     with pytest.raises(ConfigError, match="ARCH differs"):
-        told({**files, f"config.d/{NAME}.conf": "ARCH=1\n", "config.d/b.example.org.conf": "ARCH=2"},
-             NAME, "b.example.org")  # fmt: skip
+        own = {f"config.d/{NAME}.conf": "ARCH=1", "config.d/b.example.org.conf": "ARCH=2"}
+        told({**files, **own}, NAME, "b.example.org")
 
 
 SHELL = r"""

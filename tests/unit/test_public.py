@@ -13,8 +13,8 @@ import hepscale
 
 PUBLIC = """
 ChunkFailure ChunksFailed ConfigError CvmfsConfig EngineError HepScaleError HepScaleExecutor
-InputError MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError RunInterrupted
-Workers __version__ analyze last_run pack run_uproot_job shutdown
+InputError MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError
+RunInterrupted Workers __version__ analyze last_run pack run_uproot_job shutdown
 """
 
 EXECUTOR = {
