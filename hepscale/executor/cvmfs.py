@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from hepscale.config import CvmfsSettings, RepositorySettings
 from hepscale.config.cvmfs import usable_proxies
+from hepscale.env import repositories
 from hepscale.errors import ConfigError
 from hepscale.executor.cvmfs_files import SYSTEM, parameters
 
@@ -181,7 +182,9 @@ def unreachable(
         Whether there is such a folder here; then it is assumed to be on the workers as well.
     """
     known = {one.name for one in config.repositories}
-    absent = [one for one in used if one not in known and not mounted(f"/cvmfs/{one}/.")]
+    absent = [
+        one for one in used if one not in known and not mounted(f"{repositories.TOP}/{one}/.")
+    ]
     if not absent:
         return []
     paths = ", ".join(f"/cvmfs/{name}" for name in absent)

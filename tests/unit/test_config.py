@@ -116,7 +116,8 @@ def test_the_stronger_of_two_levels_wins(layout, monkeypatch, weak, strong):
 def test_tables_are_put_together_key_by_key(layout, monkeypatch):
     layout.write(
         "user",
-        'workers = {batch = "slurm", cores = 4, disk_mb = 7}\ncvmfs.proxies = "http://a:1"\ncvmfs.quota_mb = 2\n',
+        'workers = {batch = "slurm", cores = 4, disk_mb = 7}\n'
+        'cvmfs.proxies = "DIRECT"\ncvmfs.quota_mb = 2\n',
     )
     layout.write("project", "workers.cores = 2\ncvmfs.quota_mb = 3\n")
     monkeypatch.setenv("HEPSCALE_WORKERS_MEMORY_MB", "4000")
@@ -126,7 +127,7 @@ def test_tables_are_put_together_key_by_key(layout, monkeypatch):
     assert workers.disk_mb == 7
     assert (workers.batch, workers.cores, workers.memory_mb, workers.count) == ("slurm", 2, 4000, 9)
     cvmfs = settings.cvmfs
-    assert (cvmfs.proxies, cvmfs.quota_mb, cvmfs.retries) == ("http://a:1", 3, 4)
+    assert (cvmfs.proxies, cvmfs.quota_mb, cvmfs.retries) == ("DIRECT", 3, 4)
 
 
 def test_defaults_are_those_of_one_machine(layout):

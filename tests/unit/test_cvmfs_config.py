@@ -313,8 +313,8 @@ def test_what_is_one_for_all_may_not_differ(told, keys):
         "http://two/opt/hepscale",
         "http://two/opt/b",
     ]
+    own = {f"config.d/{NAME}.conf": "ARCH=1", "config.d/b.example.org.conf": "ARCH=2"}
     with pytest.raises(ConfigError, match="ARCH differs"):
-        own = {f"config.d/{NAME}.conf": "ARCH=1", "config.d/b.example.org.conf": "ARCH=2"}
         told({**files, **own}, NAME, "b.example.org")
 
 
