@@ -154,3 +154,7 @@ class CvmfsSettings(Table):
     variables: dict[str, str] = Field(default_factory=dict)
     how: How = "auto"
     config: Folder | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there are repositories."""
+        return bool(self.repositories)
