@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+import random
+from binascii import b2a_base64
+from contextlib import suppress
 
 import publisher
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from hepscale.worker.cvmfs import RepositoryError
-from hepscale.worker.cvmfs.keys import public_keys
+from hepscale.worker.cvmfs.keys import certificate, public_keys
 from hepscale.worker.cvmfs.names import Algorithm
 from hepscale.worker.cvmfs.trust import (
     check_certificate,
@@ -73,7 +76,7 @@ def test_one_of_several_master_keys_is_enough(site):
 
 def test_a_changed_line(site):
     edit(site.folder / ".cvmfspublished", b"S1\n", b"S2\n")
-    assert refusal(site) == f"The manifest of {NAME} does not fit the hash that it carries."
+    assert refusal(site) == f"The manifest of {NAME} does not fit the hash it carries."
 
 
 def test_a_changed_signature(site):
@@ -121,7 +124,7 @@ def test_the_whitelist_of_another_repository(site):
 
 def test_a_whitelist_that_was_changed(site):
     edit(site.folder / ".cvmfswhitelist", b"E2054", b"E2055")
-    assert refusal(site) == f"The whitelist of {NAME} does not fit the hash that it carries."
+    assert refusal(site) == f"The whitelist of {NAME} does not fit the hash it carries."
 
 
 @pytest.mark.parametrize("line", ["Vpkcs7", "Wcachain"])
@@ -225,3 +228,23 @@ def test_keys_that_are_none():
             master_keys(NAME, [text])
     with pytest.raises(RepositoryError, match="No public key"):
         master_keys(NAME, [])
+
+
+def test_certificates_that_are_cut_short_or_garbled():
+    der = publisher.certificate().public_bytes(serialization.Encoding.DER)
+
+    def pem(content):
+        return (
+            f"-----BEGIN CERTIFICATE-----\n{b2a_base64(content).decode()}-----END CERTIFICATE-----"
+        )
+
+    assert certificate(pem(der))[0] == der
+    for end in range(len(der)):
+        with pytest.raises(ValueError):
+            certificate(pem(der[:end]))
+    chance = random.Random(3)
+    for _ in range(3000):
+        garbled = bytearray(der)
+        garbled[chance.randrange(len(der))] = chance.randrange(256)
+        with suppress(ValueError):
+            certificate(pem(garbled))

@@ -9,7 +9,11 @@ import re
 import zlib
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from . import ObjectError
+=======
+from . import ObjectError, RepositoryError
+>>>>>>> work-trust
 from .digests import Plain, plain_hasher
 from .fetch import Damaged
 from .names import hasher
@@ -96,6 +100,12 @@ class Cache:
             raise
         except OSError as error:
             raise ObjectError(self._refusal(error), name.text) from None
+<<<<<<< HEAD
+=======
+        except RepositoryError as error:
+            # the folder has been taken away and made by somebody else
+            raise ObjectError(f"{error}: {error.cause}", name.text) from None
+>>>>>>> work-trust
 
     def _find(self, name: Name) -> tuple[int | None, str]:
         """Return a descriptor, or None and what is wrong."""
