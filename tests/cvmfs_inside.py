@@ -1,7 +1,7 @@
 """Mounts a repository in namespaces of its own and does what it is told there.
 
-``python -I -S cvmfs_inside.py WORKER SETTINGS REPOSITORY MOUNTPOINT``. Each line of standard input is
-JSON: code, and the names that it finds; what it leaves in ``result`` comes back as a line.
+``python -I -S cvmfs_inside.py WORKER SETTINGS REPOSITORY MOUNTPOINT``. Each line of standard input
+is JSON: code, and the names that it finds; what it leaves in ``result`` comes back as a line.
 """
 
 from __future__ import annotations

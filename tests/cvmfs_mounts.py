@@ -68,17 +68,6 @@ class Mounted:
             raise Refused(said)
 
 
-@functools.cache
-def why_not() -> str:
-    """Say why nothing can be mounted here, if so."""
-    with tempfile.TemporaryDirectory() as folder, open_to_all():
-        place = Path(folder, "m")
-        place.mkdir()
-        code = "import cvmfs_inside"
-    del code
-    return "" if _DEVICE.exists() else "there is no /dev/fuse"
-
-
 @contextlib.contextmanager
 def open_to_all() -> Iterator[None]:
     """Let every user open ``/dev/fuse``, where the tests run as root."""
@@ -127,9 +116,9 @@ def mounted(
             python = _SYSTEM_PYTHON
             as_user = {"user": user, "group": user, "extra_groups": []}
             os.chown(folder, user, user)
+        arguments = [worker, folder / "settings.json", str(repository["name"]), place]
         process = subprocess.Popen(
-            [python, "-I", "-S", folder / "inside.py", worker, folder / "settings.json"]
-            + [str(repository["name"]), place],
+            [python, "-I", "-S", folder / "inside.py", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -11,6 +11,7 @@ import stat
 import struct
 import threading
 import time
+import zlib
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ class Entry:
     compressed: bool = True
     chunked: bool = False
     hidden: bool = False
+    external: bool = False
     xattrs: Any = dataclasses.field(default_factory=dict)
 
 
@@ -78,7 +80,7 @@ class Revision:
             self.entries[path] = self._entry(path, given)
 
     def _entry(self, path: str, given: Any) -> Entry:
-        inode = 1000 + sum(path.encode())
+        inode = zlib.crc32(os.fsencode(path)) + 10
         if given is None:
             return Entry(path, stat.S_IFDIR | 0o755, inode=inode)
         if isinstance(given, Entry):

@@ -12,9 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from .catalog import Chunk
     from .names import Name
     from .nodes import Node
-    from .repository import Chunk
 
 __all__ = ["Content"]
 

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .repository import Entry
+    from .catalog import Entry
 
 __all__ = [
     "ENTRY_SIZE",

@@ -15,7 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .repository import Chunk, Entry, Revision
+    from .catalog import Chunk, Entry
+    from .repository import Revision
 
     # of one directory: names with what they stood for and stand for now
     Differences = list[tuple[str, Entry | None, Entry | None]]
@@ -158,7 +159,9 @@ class Nodes:
                 del self._nodes[number]
                 self._detach(node)
 
-    def _detach(self, node: Node) -> None:
+    def _detach(self, node: Node | None) -> None:
+        if node is None:
+            return
         node.detached = True
         if self._by_inode.get(node.entry.inode) is node:
             del self._by_inode[node.entry.inode]
@@ -214,39 +217,41 @@ class Nodes:
     def _replace(
         self, new: Revision, found: Mapping[int, tuple[Differences, Mapping[str, Entry] | None]]
     ) -> tuple[list[int], list[tuple[int, str]]]:
-        inodes, names = [], []
+        inodes: list[int] = []
+        names: list[tuple[int, str]] = []
         for number, (differences, children) in found.items():
             node = self._nodes.get(number)
             if node is None:
                 continue
             for name, old, entry in differences:
                 child = None if old is None else self._by_inode.get(old.inode)
-                if _is_directory(old) and _is_directory(entry):
-                    if child is not None and entry is not None:
-                        child.entry = entry
-                        inodes.append(child.number)
-                    continue
-                names.append((number, name))
-                if child is not None:
+                if entry is not None and _is_directory(old) and _is_directory(entry):
+                    inodes += self._change(child, entry)
+                else:
+                    names.append((number, name))
                     self._detach(child)
             if children is None:
                 self._detach(node)
-                continue
-            if node.children is not None:
-                node.children = children
-            if differences:
+            elif differences:
                 inodes.append(number)
                 _keep_order(node, children)
-        root = new.entry("")
-        assert root is not None
-        if root != self._nodes[fuse.ROOT].entry:
-            self._nodes[fuse.ROOT].entry = root
-            inodes.append(fuse.ROOT)
+            if node.children is not None and children is not None:
+                node.children = children
+        top, entry = self._nodes[fuse.ROOT], new.entry("")
+        if entry is not None and entry != top.entry:
+            inodes += self._change(top, entry)
         self.revision = new
         for node in self._nodes.values():
             if not node.detached:
                 node.revision = new
         return inodes, names
+
+    def _change(self, node: Node | None, entry: Entry) -> list[int]:
+        """Give a directory other attributes; return its number if the kernel knows it."""
+        if node is None:
+            return []
+        node.entry = entry
+        return [node.number]
 
 
 def _is_directory(entry: Entry | None) -> bool:
