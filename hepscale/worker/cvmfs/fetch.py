@@ -291,7 +291,7 @@ class Fetcher:
         near, timeout_s = route.proxy or route.server, self._timeout(route)
         if route.server.scheme == "https":
             secured = http.client.HTTPSConnection(
-                near.host, near.port, timeout=timeout_s, context=_context()
+                near.host, near.port, timeout=timeout_s, context=trusted()
             )
             if route.proxy is not None:
                 said = {"Proxy-Authorization": near.authorization} if near.authorization else {}
@@ -339,7 +339,8 @@ def _troubled(blame: Blame, error: Exception) -> Trouble:
 
 
 @functools.cache
-def _context() -> ssl.SSLContext:
+def trusted() -> ssl.SSLContext:
+    """Return what knows the authorities that this machine trusts, and the grid's."""
     context = ssl.create_default_context()
     folder = os.environ.get("X509_CERT_DIR", _CERTIFICATES)
     if os.path.isdir(folder):
