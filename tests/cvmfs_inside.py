@@ -52,9 +52,12 @@ def mount(worker, settings, repository, place):
 
 
 def main(worker, settings, repository, place):
+    # what commands say goes elsewhere
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     enter()
     server, said = mount(worker, settings, repository, place)
-    print(json.dumps({**said, "pid": server.pid}), flush=True)
+    print(json.dumps({**said, "pid": server.pid}), file=answers)
     if "fact" in said:
         sys.exit(server.wait())
     names = {"os": os, "server": server, "call": call, "subprocess": subprocess}
@@ -66,7 +69,7 @@ def main(worker, settings, repository, place):
             answer = {"result": found.get("result")}
         except BaseException:
             answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers)
 
 
 main(*sys.argv[1:])

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from dataclasses import dataclass
 
 TYPE_CHECKING = False
@@ -42,6 +43,7 @@ _MAJOR, _MINOR, _LEAST_MINOR = 7, 31, 27
 # what is read belongs to a revision that never changes: the kernel may keep it for ever
 _FOREVER_S = 10 * 365 * 86_400
 _MOST_PAGES = 256
+_UNTIL_MOUNTED_S = 0.001
 _ID_MASK = 0xFFFFFFFF
 
 _IN = struct.Struct("<IIQQIIIHH")
@@ -279,6 +281,10 @@ class Connection:
             except OSError as error:
                 # ENOENT: who asked was killed before it could be read
                 if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:
+                    continue
+                if error.errno == errno.EPERM:
+                    # not mounted yet, and nothing tells when it will be
+                    time.sleep(_UNTIL_MOUNTED_S)
                     continue
                 if error.errno == errno.ENODEV:
                     return None
