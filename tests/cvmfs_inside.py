@@ -65,7 +65,7 @@ def main(worker, settings, repository, place):
     for line in sys.stdin:
         told = json.loads(line)
         try:
-            exec(told["code"], names | told["names"], found := {})
+            exec(told["code"], found := {**names, **told["names"]})
             answer = {"result": found.get("result")}
         except BaseException:
             answer = {"error": traceback.format_exc()}

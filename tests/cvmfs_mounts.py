@@ -142,6 +142,8 @@ def served(folder: Path, *, log: list[str] | None = None) -> Iterator[str]:
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # the head of an answer and its body are sent one by one: the second must not wait
+        disable_nagle_algorithm = True
 
         def log_message(self, *_: object) -> None:
             if log is not None:

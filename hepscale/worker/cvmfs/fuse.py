@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ class Request:
         return self.body[:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What was agreed with the kernel, and the answer that says so."""
 
     flags: Flag

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
-import traceback
 
 from . import fuse, xattrs
 from .content import Content
@@ -157,7 +157,7 @@ class Server:
             self._connection.refuse(request.unique, error.errno or errno.EIO)
         except Exception:
             # one file that cannot be had, whatever the reason, is no reason to end
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             self._connection.refuse(request.unique, errno.EIO)
         else:
             self._connection.answer(request.unique, body)
@@ -257,7 +257,7 @@ class Server:
             inodes, names = self._nodes.advance(self._newest)
             self._newest = None
         except Exception:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             return
         # each waits for the answers that are under way in its directory
         for number, name in names:
