@@ -9,7 +9,7 @@ import re
 import zlib
 from typing import TYPE_CHECKING
 
-from . import ObjectError
+from . import ObjectError, RepositoryError
 from .digests import Plain, plain_hasher
 from .fetch import Damaged
 from .names import hasher
@@ -96,6 +96,9 @@ class Cache:
             raise
         except OSError as error:
             raise ObjectError(self._refusal(error), name.text) from None
+        except RepositoryError as error:
+            # the folder has been taken away and made by somebody else
+            raise ObjectError(f"{error}: {error.cause}", name.text) from None
 
     def _find(self, name: Name) -> tuple[int | None, str]:
         """Return a descriptor, or None and what is wrong."""

@@ -172,6 +172,7 @@ class Store:
 
     def _keep(self, name: Name, plain: Plain, path: str | None = None) -> None:
         """Keep the digest of an object, and give it its name: cleaning sees both or neither."""
+        self._make_folder(DIGESTS)
         with self._locked(_DIGESTS, shared=True):
             self._digests.add(name, plain)
             if path is not None:
@@ -239,8 +240,10 @@ class Store:
 
     def _check_private(self) -> None:
         status = os.stat(self.folder)
-        if {status.st_uid, os.lstat(self.folder).st_uid} != {os.geteuid()}:
-            cause = f"it belongs to the user {status.st_uid}, who could change the software in it"
+        # the link, if it is one, as well
+        others = {status.st_uid, os.lstat(self.folder).st_uid} - {os.geteuid()}
+        if others:
+            cause = f"it belongs to the user {others.pop()}, who could change the software in it"
         elif status.st_mode & 0o077:
             cause = f"others may open it (mode {status.st_mode & 0o7777:04o})"
         else:
@@ -266,8 +269,13 @@ class Store:
     @contextlib.contextmanager
     def _locked(self, place: int, *, shared: bool = False) -> Iterator[bool]:
         """Lock one byte of one file that need not be there: no lock leaves anything behind."""
-        path = self._path(f"{_OURS}/lock")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
+        path, flags = self._path(f"{_OURS}/lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, self._mode)
+        except FileNotFoundError:
+            # what cleans /tmp has been here
+            self._make()
+            descriptor = os.open(path, flags, self._mode)
         try:
             if self.is_alien:
                 with contextlib.suppress(PermissionError):
