@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Repository", "Revision"]
 
-_MANIFEST, _WHITELIST = ".cvmfspublished", ".cvmfswhitelist"
+_MANIFEST, _WHITELIST = "manifest", "whitelist"
 # the longest time until the next try when one has failed
 _AGAIN_S = 180.0
 
@@ -161,18 +161,21 @@ class Repository:
                 raise refused from None
 
     def _offered(self, *, fresh: bool) -> Revision:
-        data = self._get(_MANIFEST, fresh=fresh)
+        data = self._get(".cvmfspublished", fresh=fresh)
         manifest = read_manifest(data, self.name)
-        listed = self._get(_WHITELIST, fresh=fresh)
+        listed = self._get(".cvmfswhitelist", fresh=fresh)
         self._whitelist = read_whitelist(listed, self.name, self._keys)
         self._whitelist.check_date(self.name)
         self._check(manifest, self._whitelist)
         self._check_age(manifest)
         revision = self._wanted(manifest)
         revision.offline, revision.notice = False, ""
-        self._cache.keep(self.name, _MANIFEST, data)
-        self._cache.keep(self.name, _WHITELIST, listed)
-        self._cache.remember(self.name, manifest.root.text, manifest.time, manifest.number)
+        try:
+            self._cache.keep(self.name, _MANIFEST, data)
+            self._cache.keep(self.name, _WHITELIST, listed)
+            self._cache.remember(self.name, manifest.root.text, manifest.time, manifest.number)
+        except OSError as error:
+            revision.notice = f"The revision cannot be kept for later: {error}."
         return revision
 
     def _from_cache(self, refused: RepositoryError) -> Revision:
