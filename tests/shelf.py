@@ -19,6 +19,8 @@ class Shelf(Fetcher):
         super().__init__(["http://127.0.0.1:9/cvmfs/none"], "DIRECT")
         self.folder, self.closed = folder, False
         self.asked: list[str] = []
+        # in the place of what is in the folder
+        self.changed: dict[str, bytes] = {}
         # what a proxy keeps, and gives to those who do not want it fresh
         self.stale: dict[str, bytes] = {}
 
@@ -34,7 +36,7 @@ class Shelf(Fetcher):
         self.asked.append(path)
         if self.closed or not (self.folder / path).is_file():
             raise ObjectError("no server has it", path)
-        content = (self.folder / path).read_bytes()
+        content = self.changed.get(path) or (self.folder / path).read_bytes()
         if not fresh:
             content = self.stale.get(path, content)
         try:

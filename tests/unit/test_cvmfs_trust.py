@@ -73,7 +73,7 @@ def test_one_of_several_master_keys_is_enough(site):
 
 def test_a_changed_line(site):
     edit(site.folder / ".cvmfspublished", b"S1\n", b"S2\n")
-    assert refusal(site) == f"The manifest of {NAME} does not fit the hash that it carries."
+    assert refusal(site) == f"The manifest of {NAME} does not fit the hash it carries."
 
 
 def test_a_changed_signature(site):
@@ -121,7 +121,7 @@ def test_the_whitelist_of_another_repository(site):
 
 def test_a_whitelist_that_was_changed(site):
     edit(site.folder / ".cvmfswhitelist", b"E2054", b"E2055")
-    assert refusal(site) == f"The whitelist of {NAME} does not fit the hash that it carries."
+    assert refusal(site) == f"The whitelist of {NAME} does not fit the hash it carries."
 
 
 @pytest.mark.parametrize("line", ["Vpkcs7", "Wcachain"])

@@ -277,7 +277,7 @@ def _split(data: bytes, what: str, fqrn: str) -> _Signed:
         raise _unreadable(what, fqrn, str(error)) from None
     if _digest(name.algorithm, text) != name.digest:
         raise RepositoryError(
-            f"The {what} of {fqrn} does not fit the hash that it carries.",
+            f"The {what} of {fqrn} does not fit the hash it carries.",
             name.text,
             _CHANGED,
             _SERVED,
