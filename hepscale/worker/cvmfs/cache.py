@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 <<<<<<< HEAD
 <<<<<<< HEAD
+<<<<<<< HEAD
 from . import ObjectError
 =======
 from . import ObjectError, RepositoryError
@@ -18,6 +19,9 @@ from . import ObjectError, RepositoryError
 =======
 from . import ObjectError, RepositoryError
 >>>>>>> work-store
+=======
+from . import ObjectError, RepositoryError
+>>>>>>> work-fuse
 from .digests import Plain, plain_hasher
 from .fetch import Damaged
 from .names import hasher
@@ -106,6 +110,7 @@ class Cache:
             raise ObjectError(self._refusal(error), name.text) from None
 <<<<<<< HEAD
 <<<<<<< HEAD
+<<<<<<< HEAD
 =======
         except RepositoryError as error:
             # the folder has been taken away and made by somebody else
@@ -116,6 +121,11 @@ class Cache:
             # the folder has been taken away and made by somebody else
             raise ObjectError(f"{error}: {error.cause}", name.text) from None
 >>>>>>> work-store
+=======
+        except RepositoryError as error:
+            # the folder has been taken away and made by somebody else
+            raise ObjectError(f"{error}: {error.cause}", name.text) from None
+>>>>>>> work-fuse
 
     def _find(self, name: Name) -> tuple[int | None, str]:
         """Return a descriptor, or None and what is wrong."""

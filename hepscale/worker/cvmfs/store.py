@@ -12,6 +12,10 @@ import contextlib
 import errno
 import fcntl
 import os
+<<<<<<< HEAD
+=======
+import re
+>>>>>>> work-fuse
 import struct
 import time
 from typing import TYPE_CHECKING
@@ -35,7 +39,10 @@ _STALE_S = 60.0
 _TOUCHED_S = 600.0
 _LEFT_AFTER_CLEANING = 0.75
 _BLOCK_BYTES = 4096
+<<<<<<< HEAD
 _SIZE_DIGITS = 20
+=======
+>>>>>>> work-fuse
 
 
 class DamagedObject(Exception):
@@ -174,12 +181,16 @@ class Store:
         """Keep the digest of an object, and give it its name: cleaning sees both or neither."""
 <<<<<<< HEAD
 <<<<<<< HEAD
+<<<<<<< HEAD
 =======
         self._make_folder(DIGESTS)
 >>>>>>> work-trust
 =======
         self._make_folder(DIGESTS)
 >>>>>>> work-store
+=======
+        self._make_folder(DIGESTS)
+>>>>>>> work-fuse
         with self._locked(_DIGESTS, shared=True):
             self._digests.add(name, plain)
             if path is not None:
@@ -249,19 +260,25 @@ class Store:
         status = os.stat(self.folder)
 <<<<<<< HEAD
 <<<<<<< HEAD
+<<<<<<< HEAD
         if {status.st_uid, os.lstat(self.folder).st_uid} != {os.geteuid()}:
             cause = f"it belongs to the user {status.st_uid}, who could change the software in it"
 =======
 =======
 >>>>>>> work-store
+=======
+>>>>>>> work-fuse
         # the link, if it is one, as well
         others = {status.st_uid, os.lstat(self.folder).st_uid} - {os.geteuid()}
         if others:
             cause = f"it belongs to the user {others.pop()}, who could change the software in it"
 <<<<<<< HEAD
+<<<<<<< HEAD
 >>>>>>> work-trust
 =======
 >>>>>>> work-store
+=======
+>>>>>>> work-fuse
         elif status.st_mode & 0o077:
             cause = f"others may open it (mode {status.st_mode & 0o7777:04o})"
         else:
@@ -289,11 +306,14 @@ class Store:
         """Lock one byte of one file that need not be there: no lock leaves anything behind."""
 <<<<<<< HEAD
 <<<<<<< HEAD
+<<<<<<< HEAD
         path = self._path(f"{_OURS}/lock")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
 =======
 =======
 >>>>>>> work-store
+=======
+>>>>>>> work-fuse
         path, flags = self._path(f"{_OURS}/lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags, self._mode)
@@ -302,9 +322,12 @@ class Store:
             self._make()
             descriptor = os.open(path, flags, self._mode)
 <<<<<<< HEAD
+<<<<<<< HEAD
 >>>>>>> work-trust
 =======
 >>>>>>> work-store
+=======
+>>>>>>> work-fuse
         try:
             if self.is_alien:
                 with contextlib.suppress(PermissionError):
@@ -319,6 +342,7 @@ class Store:
         if self._quota_bytes is None:
             return
         with self._locked(_QUOTA):
+<<<<<<< HEAD
             path, flags = self._path(f"{_OURS}/size"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(path, flags, self._mode)
             try:
@@ -332,6 +356,14 @@ class Store:
                 os.pwrite(descriptor, b"%0*d" % (_SIZE_DIGITS, total), 0)
             finally:
                 os.close(descriptor)
+=======
+            said = self.read(f"{_OURS}/size") or b""
+            total = int(said) if re.fullmatch(rb"[0-9]{1,18}", said) else self._clean(size)
+            total += _on_disk(size)
+            if total > self._quota_bytes:
+                total = self._clean(size) + _on_disk(size)
+            self.write(f"{_OURS}/size", str(total).encode())
+>>>>>>> work-fuse
 
     def _clean(self, size: int) -> int:
         """Remove what was not used for longest if need be; return how many bytes there are."""
