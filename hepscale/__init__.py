@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RunInterrupted,
     )
     from hepscale.executor.coffea import HepScaleExecutor, shutdown
+    from hepscale.executor.interposer import Interposer
     from hepscale.executor.task import ChunkFailure
     from hepscale.executor.uproot_job import run_uproot_job
     from hepscale.view.record import last_run
@@ -42,6 +43,7 @@ _HOME = {
     "EngineError": "hepscale.errors",
     "HepScaleError": "hepscale.errors",
     "InputError": "hepscale.errors",
+    "Interposer": "hepscale.executor.interposer",
     "MergeFailed": "hepscale.errors",
     "NotebookError": "hepscale.errors",
     "PackError": "hepscale.errors",
@@ -60,6 +62,7 @@ __all__ = [
     "HepScaleError",
     "HepScaleExecutor",
     "InputError",
+    "Interposer",
     "MergeFailed",
     "NotebookError",
     "PackError",

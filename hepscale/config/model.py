@@ -13,7 +13,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
-__all__ = ["OPEN_TABLES", "PATHS", "RUN_OPTIONS", "TABLES", "Settings", "WorkersSettings", "home"]
+__all__ = [
+    "OPEN_TABLES",
+    "PATHS",
+    "RUN_OPTIONS",
+    "SHORT",
+    "TABLES",
+    "InterposerSettings",
+    "Settings",
+    "WorkersSettings",
+    "home",
+]
 
 _LAST_PORT = 65535
 
@@ -70,8 +80,16 @@ def _range(ports: tuple[int, int]) -> tuple[int, int]:
     return ports
 
 
+def _shown(text: str) -> str:
+    path = Path(text.removesuffix(":rw")).expanduser()
+    if not path.is_absolute() or os.path.normpath(path) == "/":
+        raise ValueError("a path that tasks see is absolute, and not all that there is")
+    return f"{path}:rw" if text.endswith(":rw") else str(path)
+
+
 _Folder = Annotated[Path, AfterValidator(_absolute)]
 _Ports = Annotated[tuple[int, int], BeforeValidator(_ports), AfterValidator(_range)]
+_Shown = Annotated[str, AfterValidator(_shown)]
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -116,6 +134,29 @@ class WorkersSettings(_Table):
     workdir: str | None = None
 
 
+class InterposerSettings(_Table):
+    """What the process of a task runs inside.
+
+    Attributes
+    ----------
+    kind
+        "userns", "parrot", "none", or "auto": what works on the worker; None: "none", or "auto"
+        where there are repositories to be had.
+    allow
+        Absolute paths that tasks see besides, "PATH:rw" one that they may write to; a text is
+        split as a shell does.
+    network
+        Whether they have the network of the worker.
+    writes
+        What they may write to: all of their folder, or only their outputs.
+    """
+
+    kind: Literal["auto", "none", "userns", "parrot"] | None = None
+    allow: Annotated[tuple[_Shown, ...], BeforeValidator(_words)] = ()
+    network: bool = True
+    writes: Literal["folder", "outputs"] = "folder"
+
+
 class Settings(_Table):
     """What a user or a site may set once for all runs.
 
@@ -136,7 +177,7 @@ class Settings(_Table):
     http_proxy
         Proxy that the workers use.
     interposer
-        What the process of a task runs inside; None: nothing.
+        What the process of a task runs inside; a text is its kind.
     workers
         Workers that are started for the user.
     cvmfs
@@ -162,7 +203,7 @@ class Settings(_Table):
     password_file: _Folder | None = None
     send_credentials: bool = True
     http_proxy: str | None = None
-    interposer: str | None = None
+    interposer: InterposerSettings = InterposerSettings()
     workers: WorkersSettings = WorkersSettings()
     cvmfs: dict[str, Any] = Field(default_factory=dict)
     cache_dir: _Folder = Field(default_factory=_cache_home)
@@ -174,7 +215,12 @@ class Settings(_Table):
 
 
 # keys of tables within the settings
-TABLES = {"workers": frozenset(WorkersSettings.model_fields)}
+TABLES = {
+    "interposer": frozenset(InterposerSettings.model_fields),
+    "workers": frozenset(WorkersSettings.model_fields),
+}
+# tables for which one value may stand: that of this key
+SHORT = {"interposer": "kind"}
 # tables with keys that somebody else checks
 OPEN_TABLES = frozenset({"cvmfs"})
 # options of the executor that belong to an analysis, not to a place

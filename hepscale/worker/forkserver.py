@@ -31,7 +31,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import VERSION, absent, child, chunks, proc, scratch
+from . import UNUSABLE, VERSION, absent, child, chunks, proc, scratch
 from .process import NOTHING_LEFT, TaskProcess
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ if TYPE_CHECKING:
 
     from .sandbox import Sandbox
 
-__all__ = ["UNUSABLE", "main"]
-
-# the exit code where a required sandbox cannot be had
-UNUSABLE = 91
+__all__ = ["main"]
 
 _WATCH_S = 0.05
 _IDLE_LOOK_S = 1.0

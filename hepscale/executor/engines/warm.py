@@ -21,7 +21,8 @@ from hepscale.env import api
 from hepscale.env.local import is_installed
 from hepscale.env.store import drop_damaged
 from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
-from hepscale.worker import READY, VERSION, scratch
+from hepscale.executor import interposer
+from hepscale.worker import READY, UNUSABLE, VERSION, scratch
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
@@ -119,6 +120,8 @@ class Forkserver:
                 fix="hepscale doctor",
             )
         fact, items, cause, fix = told
+        if code == UNUSABLE:
+            return EngineError(fact, items=items, cause=cause, fix=fix)
         if self.environment is not None:
             # an archive of the user's is not ours to remove
             store = api.store(self.settings).folder
@@ -187,7 +190,8 @@ def lease(
     if environment is not None:
         state, path = (environment.digest, environment.absent), []
     place = (str(settings.scratch_dir), str(settings.cache_dir), settings.idle_s)
-    key = (os.getpid(), sys.executable, state, place, preload, within)
+    inside = interposer.told(settings)
+    key = (os.getpid(), sys.executable, state, place, preload, within, json.dumps(inside))
     prefix = unpacked(settings, environment)
     with _lock:
         server = _pool.get(key)
@@ -348,6 +352,7 @@ def _start(
         # a packed interpreter knows where its packages are
         "sys_path": path or None,
         "known": environment.absent if environment else (),
+        **interposer.told(settings),
     }
     try:
         settings_path = Path(folder) / "settings.json"
