@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import json
 import shutil
 import subprocess
@@ -16,15 +15,6 @@ from publisher import publish
 from shelf import Shelf
 
 import hepscale
-=======
-import shutil
-
-import publisher
-import pytest
-from publisher import publish
-from shelf import Shelf
-
->>>>>>> work-fuse
 from hepscale.worker.cvmfs import ObjectError, RepositoryError, repository
 from hepscale.worker.cvmfs.cache import Cache
 from hepscale.worker.cvmfs.repository import Repository
@@ -347,7 +337,6 @@ def test_object_errors_are_of_the_file(here):
     here.shelf.closed = True
     with pytest.raises(ObjectError):
         content(revision)
-<<<<<<< HEAD
 
 
 READ = """
@@ -379,5 +368,3 @@ def test_over_http_by_a_python_without_packages(here, tmp_path):
     assert set(server.asked.values()) == {1}
     # manifest, whitelist, certificate, root catalog, file
     assert len(server.asked) == 5
-=======
->>>>>>> work-fuse

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
-<<<<<<< HEAD
 import random
 from binascii import b2a_base64
 from contextlib import suppress
-=======
->>>>>>> work-fuse
 
 import publisher
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from hepscale.worker.cvmfs import RepositoryError
-<<<<<<< HEAD
 from hepscale.worker.cvmfs.keys import certificate, public_keys
-=======
-from hepscale.worker.cvmfs.keys import public_keys
->>>>>>> work-fuse
 from hepscale.worker.cvmfs.names import Algorithm
 from hepscale.worker.cvmfs.trust import (
     check_certificate,
@@ -235,7 +228,6 @@ def test_keys_that_are_none():
             master_keys(NAME, [text])
     with pytest.raises(RepositoryError, match="No public key"):
         master_keys(NAME, [])
-<<<<<<< HEAD
 
 
 def test_certificates_that_are_cut_short_or_garbled():
@@ -256,5 +248,3 @@ def test_certificates_that_are_cut_short_or_garbled():
         garbled[chance.randrange(len(der))] = chance.randrange(256)
         with suppress(ValueError):
             certificate(pem(garbled))
-=======
->>>>>>> work-fuse

@@ -9,19 +9,7 @@ import re
 import zlib
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-<<<<<<< HEAD
-from . import ObjectError
-=======
 from . import ObjectError, RepositoryError
->>>>>>> work-trust
-=======
-from . import ObjectError, RepositoryError
->>>>>>> work-store
-=======
-from . import ObjectError, RepositoryError
->>>>>>> work-fuse
 from .digests import Plain, plain_hasher
 from .fetch import Damaged
 from .names import hasher
@@ -108,24 +96,9 @@ class Cache:
             raise
         except OSError as error:
             raise ObjectError(self._refusal(error), name.text) from None
-<<<<<<< HEAD
-<<<<<<< HEAD
-<<<<<<< HEAD
-=======
         except RepositoryError as error:
             # the folder has been taken away and made by somebody else
             raise ObjectError(f"{error}: {error.cause}", name.text) from None
->>>>>>> work-trust
-=======
-        except RepositoryError as error:
-            # the folder has been taken away and made by somebody else
-            raise ObjectError(f"{error}: {error.cause}", name.text) from None
->>>>>>> work-store
-=======
-        except RepositoryError as error:
-            # the folder has been taken away and made by somebody else
-            raise ObjectError(f"{error}: {error.cause}", name.text) from None
->>>>>>> work-fuse
 
     def _find(self, name: Name) -> tuple[int | None, str]:
         """Return a descriptor, or None and what is wrong."""

@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
     from .cache import Cache
     from .fetch import Fetcher
-<<<<<<< HEAD
     from .keys import PublicKey
-=======
->>>>>>> work-fuse
 
 __all__ = ["Repository", "Revision"]
 
@@ -97,12 +94,9 @@ class Repository:
         self._settings, self._cache, self._fetcher = settings, cache, fetcher
         self._max_ttl_s, self._variables = max_ttl_s, variables
         self._blacklist = read_blacklist(settings.get("blacklist") or (), self.name)
-<<<<<<< HEAD
         self._keys: list[PublicKey] = []
         # the newest one that is rightly signed, be it of today or not
         self._whitelist: Whitelist | None = None
-=======
->>>>>>> work-fuse
         self._lock = threading.Lock()
         self._revision: Revision | None = None
         self._due = 0.0
@@ -158,11 +152,7 @@ class Repository:
             return self._from_cache(error)
 
     def _from_server(self) -> Revision:
-<<<<<<< HEAD
         self._whitelist = None
-=======
-        self._whitelist: Whitelist | None = None
->>>>>>> work-fuse
         try:
             return self._offered(fresh=False)
         except _NoAnswer:

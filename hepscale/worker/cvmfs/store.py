@@ -12,10 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-<<<<<<< HEAD
-=======
-import re
->>>>>>> work-fuse
 import struct
 import time
 from typing import TYPE_CHECKING
@@ -39,10 +35,7 @@ _STALE_S = 60.0
 _TOUCHED_S = 600.0
 _LEFT_AFTER_CLEANING = 0.75
 _BLOCK_BYTES = 4096
-<<<<<<< HEAD
 _SIZE_DIGITS = 20
-=======
->>>>>>> work-fuse
 
 
 class DamagedObject(Exception):
@@ -179,18 +172,7 @@ class Store:
 
     def _keep(self, name: Name, plain: Plain, path: str | None = None) -> None:
         """Keep the digest of an object, and give it its name: cleaning sees both or neither."""
-<<<<<<< HEAD
-<<<<<<< HEAD
-<<<<<<< HEAD
-=======
         self._make_folder(DIGESTS)
->>>>>>> work-trust
-=======
-        self._make_folder(DIGESTS)
->>>>>>> work-store
-=======
-        self._make_folder(DIGESTS)
->>>>>>> work-fuse
         with self._locked(_DIGESTS, shared=True):
             self._digests.add(name, plain)
             if path is not None:
@@ -258,27 +240,10 @@ class Store:
 
     def _check_private(self) -> None:
         status = os.stat(self.folder)
-<<<<<<< HEAD
-<<<<<<< HEAD
-<<<<<<< HEAD
-        if {status.st_uid, os.lstat(self.folder).st_uid} != {os.geteuid()}:
-            cause = f"it belongs to the user {status.st_uid}, who could change the software in it"
-=======
-=======
->>>>>>> work-store
-=======
->>>>>>> work-fuse
         # the link, if it is one, as well
         others = {status.st_uid, os.lstat(self.folder).st_uid} - {os.geteuid()}
         if others:
             cause = f"it belongs to the user {others.pop()}, who could change the software in it"
-<<<<<<< HEAD
-<<<<<<< HEAD
->>>>>>> work-trust
-=======
->>>>>>> work-store
-=======
->>>>>>> work-fuse
         elif status.st_mode & 0o077:
             cause = f"others may open it (mode {status.st_mode & 0o7777:04o})"
         else:
@@ -304,16 +269,6 @@ class Store:
     @contextlib.contextmanager
     def _locked(self, place: int, *, shared: bool = False) -> Iterator[bool]:
         """Lock one byte of one file that need not be there: no lock leaves anything behind."""
-<<<<<<< HEAD
-<<<<<<< HEAD
-<<<<<<< HEAD
-        path = self._path(f"{_OURS}/lock")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
-=======
-=======
->>>>>>> work-store
-=======
->>>>>>> work-fuse
         path, flags = self._path(f"{_OURS}/lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags, self._mode)
@@ -321,13 +276,6 @@ class Store:
             # what cleans /tmp has been here
             self._make()
             descriptor = os.open(path, flags, self._mode)
-<<<<<<< HEAD
-<<<<<<< HEAD
->>>>>>> work-trust
-=======
->>>>>>> work-store
-=======
->>>>>>> work-fuse
         try:
             if self.is_alien:
                 with contextlib.suppress(PermissionError):
@@ -342,7 +290,6 @@ class Store:
         if self._quota_bytes is None:
             return
         with self._locked(_QUOTA):
-<<<<<<< HEAD
             path, flags = self._path(f"{_OURS}/size"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(path, flags, self._mode)
             try:
@@ -356,14 +303,6 @@ class Store:
                 os.pwrite(descriptor, b"%0*d" % (_SIZE_DIGITS, total), 0)
             finally:
                 os.close(descriptor)
-=======
-            said = self.read(f"{_OURS}/size") or b""
-            total = int(said) if re.fullmatch(rb"[0-9]{1,18}", said) else self._clean(size)
-            total += _on_disk(size)
-            if total > self._quota_bytes:
-                total = self._clean(size) + _on_disk(size)
-            self.write(f"{_OURS}/size", str(total).encode())
->>>>>>> work-fuse
 
     def _clean(self, size: int) -> int:
         """Remove what was not used for longest if need be; return how many bytes there are."""
