@@ -1,4 +1,4 @@
-"""The commands ``hepscale cvmfs ls|cat|stat|prefetch|check``."""
+"""The commands ``hepscale cvmfs ls|cat|stat|prefetch|check|run``."""
 
 from __future__ import annotations
 
@@ -206,6 +206,30 @@ def check(folder: Path) -> None:
     if found.damaged:
         click.echo("Next: remove these files; what needs them fetches them again.", err=True)
         click.get_current_context().exit(1)
+
+
+class _WithCommand(click.Command):
+    """Takes what stands behind ``--`` as the command, also where there is nothing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        ctx.obj = args[at + 1 :]
+        return super().parse_args(ctx, args[:at])
+
+
+@cvmfs.command("run", cls=_WithCommand, options_metavar="[--config FILE]")
+@click.argument("repositories", metavar="REPOSITORY... [-- COMMAND ...]", nargs=-1, required=True)
+@_CONFIG
+@click.pass_obj
+def run(command: list[str], repositories: tuple[str, ...], config: Path | None) -> None:
+    """Run COMMAND, by default a shell, with repositories below /cvmfs.
+
+    Neither root nor a mount is needed. What this machine has mounted is used as it is.
+    """
+    from hepscale.cvmfs_access import settings
+    from hepscale.cvmfs_run import run
+
+    click.get_current_context().exit(run(settings(repositories, config), command))
 
 
 # -- what is printed -----------------------------------------------------------------------------

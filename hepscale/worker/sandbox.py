@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     # is given a repository and /dev/fuse, starts what serves it, returns the options to mount it
     Start = Callable[[str, int], str]
 
-__all__ = ["Sandbox", "Unusable", "arrange", "mount_fuse", "why_not"]
+__all__ = ["Sandbox", "Unusable", "arrange", "mount_fuse", "mount_repositories", "why_not"]
 
 # says to a forkserver that has started anew what it is in
 _INSIDE = "HEPSCALE_WORLD"
@@ -201,7 +201,7 @@ def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Start | N
     """Return the sandbox, in the world: with its repositories, and a nursery."""
     sandbox = Sandbox("userns")
     syscalls.keep_to_self()
-    sandbox.repositories = _repositories(settings.get("cvmfs"), start)
+    sandbox.repositories = mount_repositories(settings.get("cvmfs"), start)
     sandbox.nursery = world.nursery(settings, wanted)
     sandbox.helpers.add(sandbox.nursery.pid)
     return sandbox
@@ -230,7 +230,7 @@ def _rehearse(settings: dict[str, Any]) -> None:
 # -- repositories ----------------------------------------------------------------------------------
 
 
-def _repositories(cvmfs: dict[str, Any] | None, start: Start | None) -> dict[str, str]:
+def mount_repositories(cvmfs: dict[str, Any] | None, start: Start | None) -> dict[str, str]:
     """See to it that repositories are below ``/cvmfs``; return how they came there."""
     found = {}
     for one in (cvmfs or {}).get("repositories", ()):

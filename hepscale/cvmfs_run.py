@@ -1,0 +1,121 @@
+"""Runs a command that finds repositories below ``/cvmfs``, on a machine that has not mounted them.
+
+A child of this process enters namespaces of its own, mounts the repositories there, and starts the
+command. It ends when the command does, or when this process does; with it end the processes that
+serve the repositories, and with the last of them the mounts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hepscale.errors import EngineError
+from hepscale.worker import proc, sandbox, world
+from hepscale.worker.cvmfs import RepositoryError
+from hepscale.worker.cvmfs.launch import starter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run"]
+
+_NOT_FOUND, _NOT_EXECUTABLE, _SIGNAL = 127, 126, 128
+
+
+def run(told: dict[str, Any], command: Sequence[str]) -> int:
+    """Run a command, and return its exit code as a shell does.
+
+    Parameters
+    ----------
+    told
+        What a client is told of the repositories.
+    command
+        A program and its arguments; none: the user's shell.
+
+    Raises
+    ------
+    EngineError
+        A repository cannot be had, or this machine does not let users mount.
+    """
+    line = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
+    with tempfile.TemporaryDirectory(prefix="hepscale-cvmfs-") as folder:
+        settings = Path(folder, "settings.json")
+        settings.write_text(json.dumps(told))
+        reading, writing = os.pipe()
+        # what is typed to end the command is for the command
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            _become_world(told, str(settings), line, writing)
+        os.close(writing)
+        try:
+            with open(reading, encoding="utf-8") as stream:
+                said = stream.read()
+            _, status = os.waitpid(pid, 0)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    if said:
+        raise EngineError(**json.loads(said))
+    return _code(status)
+
+
+def _become_world(told: dict[str, Any], settings: str, line: list[str], writing: int) -> NoReturn:
+    """Mount, run the command, and end with its exit code; what is wrong is written to a pipe."""
+    code = 1
+    try:
+        proc.die_with_parent()
+        world.enter()
+        sandbox.mount_repositories(told, starter(settings))
+        os.close(writing)
+        code = _run(line)
+    except BaseException as error:  # noqa: BLE001
+        os.write(writing, json.dumps(_explained(error)).encode())
+    finally:
+        os._exit(code)
+
+
+def _run(line: list[str]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = _NOT_EXECUTABLE
+        try:
+            proc.die_with_parent()
+            # Python ignores these, and the command would too
+            for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            os.execvp(line[0], line)  # noqa: S606
+        except OSError as error:
+            sys.stderr.write(f"hepscale: {line[0]}: {error.strerror}\n")
+            sys.stderr.flush()
+            code = _NOT_FOUND if isinstance(error, FileNotFoundError) else code
+        finally:
+            os._exit(code)
+    # those that serve are children too
+    _, status = os.waitpid(pid, 0)
+    return _code(status)
+
+
+def _code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return _SIGNAL - code if code < 0 else code
+
+
+def _explained(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, RepositoryError):
+        items = [error.item] if error.item else []
+        return {"fact": error.fact, "items": items, "cause": error.cause, "fix": error.fix}
+    if isinstance(error, sandbox.Unusable):
+        return {"fact": str(error).removeprefix("HepScale: ").rstrip()}
+    return {
+        "fact": "Nothing can be mounted on this machine.",
+        "items": [f"{type(error).__name__}: {error}"],
+        "cause": "it does not let users have namespaces, or it is a container that may not",
+        "fix": "hepscale doctor",
+    }

@@ -1,0 +1,192 @@
+"""``hepscale cvmfs run``: a command that finds repositories on a machine without ``/cvmfs``."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import publisher
+import pytest
+from publisher import File, Link
+
+import hepscale
+from hepscale import doctor
+
+NAME = "demo.example.org"
+NOBODY = 65534
+TREE = {
+    "README": File(content=b"read me\n"),
+    "absolute": Link(target=f"/cvmfs/{NAME}/py/tool.py"),
+    "py": {"tool.py": b"print('a tool')\n"},
+}
+# that of a user may be out of others' sight
+SYSTEM_PYTHON = "/usr/bin/python3"
+PATH = os.pathsep.join([str(Path(hepscale.__file__).parents[1]), sysconfig.get_path("purelib")])
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """Serve a repository; yield a folder that everybody may enter, with the settings of it."""
+    if doctor._refused_namespaces() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("this machine lets users have no namespaces, or has no /dev/fuse for them")
+    folder = Path(tempfile.mkdtemp(prefix="hepscale-cvmfs-run-", dir="/var/tmp"))
+    folder.chmod(0o777)
+    site = publisher.publish(folder / "web" / NAME, NAME, TREE)
+    (folder / "demo.pub").write_text(site.key)
+    handler = functools.partial(Quiet, directory=str(folder / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        (folder / "own.conf").write_text(
+            f"CVMFS_SERVER_URL=http://127.0.0.1:{server.server_address[1]}/@fqrn@\n"
+            f"CVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY={folder}/demo.pub\n"
+            f"CVMFS_CACHE_BASE={folder}/$USER\n"
+        )
+        yield folder
+        server.shutdown()
+        thread.join()
+    shutil.rmtree(folder)
+
+
+def line(place: Path, *args: str, name: str = NAME, python: str = sys.executable) -> list[str]:
+    program = "from hepscale.cli import main; main()"
+    given = ["cvmfs", "run", "--config", f"{place}/own.conf", name]
+    return [python, "-c", program, *given, *args]
+
+
+@pytest.fixture
+def run(place: Path) -> Run:
+    def run(*args: str, before: tuple[str, ...] = (), **options: str) -> object:
+        environ = {**os.environ, "USER": "me", "PYTHONPATH": PATH, **options.pop("env", {})}
+        return subprocess.run(
+            [*before, *line(place, *args, **options)],
+            env=environ,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def served() -> list[str]:
+    """Return the processes that serve the repository of these tests."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = one.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"--cvmfs" in words and NAME.encode() in words:
+            found.append(one.parent.name)
+    return found
+
+
+def gone() -> bool:
+    end = time.monotonic() + 10
+    while served() and time.monotonic() < end:
+        time.sleep(0.01)
+    return not served()
+
+
+def test_a_command_finds_the_repository(run):
+    text = f"cat /cvmfs/{NAME}/README && {sys.executable} /cvmfs/{NAME}/absolute && id -u"
+    done = run("--", "sh", "-c", text)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"read me\na tool\n{os.getuid()}\n"
+    assert gone()
+    assert NAME not in Path("/proc/self/mounts").read_text()
+    assert not Path(f"/cvmfs/{NAME}").exists()
+
+
+def test_exit_codes_are_those_of_the_command(run):
+    assert run("--", "sh", "-c", "exit 3").returncode == 3
+    assert run("--", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    done = run("--", "no-such-program")
+    assert (done.returncode, done.stderr) == (
+        127,
+        "hepscale: no-such-program: No such file or directory\n",
+    )
+
+
+def test_without_a_command_it_is_a_shell(run, tmp_path):
+    shell = tmp_path / "shell"
+    shell.write_text(f"#!/bin/sh\nls /cvmfs/{NAME}\n")
+    shell.chmod(0o755)
+    assert run(env={"SHELL": str(shell)}).stdout.split() == ["README", "absolute", "py"]
+    # options behind it are the command's
+    assert run("--", "printf", "%s", "--config").stdout == "--config"
+
+
+def test_nothing_can_be_written_there(run):
+    done = run("--", "sh", "-c", f"echo x > /cvmfs/{NAME}/new")
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+
+
+def test_repositories_that_cannot_be_had(run):
+    done = run("--", "true", name="gone.example.org")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Next: " in done.stderr
+
+
+def test_machines_that_refuse_namespaces(run):
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    off = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all "
+    off += '--inh-caps=-all --no-new-privs -- "$@"'
+    done = run("--", "true", before=("unshare", "-Ur", "sh", "-ec", off, "sh"))
+    assert done.returncode == 1
+    assert "Nothing can be mounted on this machine." in done.stderr
+    assert "hepscale doctor" in done.stderr
+
+
+def test_somebody_without_privileges(run):
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    drop = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+    home = {"USER": "nobody", "HOME": "/var/tmp", "XDG_CONFIG_HOME": "/var/tmp/none"}
+    look = [*drop, SYSTEM_PYTHON, "-c", "import pydantic, click, rich, hepscale"]
+    environ = {**os.environ, **home, "PYTHONPATH": PATH}
+    if subprocess.run(look, cwd="/", env=environ, check=False, capture_output=True).returncode:
+        pytest.skip(f"nobody cannot see what is installed, or it is not for {SYSTEM_PYTHON}")
+    text = f"cat /cvmfs/{NAME}/README; id -u; grep CapEff /proc/self/status"
+    done = run("--", "sh", "-c", text, before=drop, env=home, python=SYSTEM_PYTHON)
+    assert (done.stdout, done.returncode) == (
+        f"read me\n{NOBODY}\nCapEff:\t0000000000000000\n",
+        0,
+    ), done.stderr
+
+
+def test_nothing_is_left_of_what_is_killed(place):
+    environ = {**os.environ, "USER": "me"}
+    with subprocess.Popen(
+        line(place, "--", "sh", "-c", f"ls /cvmfs/{NAME}; sleep 1000"),
+        env=environ,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"README\n"
+        assert served()
+        process.kill()
+    assert gone()
