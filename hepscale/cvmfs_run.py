@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hepscale.errors import EngineError
 from hepscale.worker import proc, sandbox, world
 from hepscale.worker.cvmfs import RepositoryError
-from hepscale.worker.cvmfs.launch import starter
+from hepscale.worker.cvmfs.launch import Launcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _become_world(told: dict[str, Any], settings: str, line: list[str], writing:
     try:
         proc.die_with_parent()
         world.enter()
-        sandbox.mount_repositories(told, starter(settings))
+        sandbox.mount_repositories(told, Launcher(settings))
         os.close(writing)
         code = _run(line)
     except BaseException as error:  # noqa: BLE001

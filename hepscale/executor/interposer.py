@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import ConfigError, misspelt
+from hepscale.executor import cvmfs
 from hepscale.executor.task import Interposed
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def told(settings: Settings) -> dict[str, Any]:
             "network": wanted.network,
             "writes": wanted.writes,
         },
-        "cvmfs": None,
+        "cvmfs": cvmfs.for_workers(settings.cvmfs),
     }
 
 

@@ -289,8 +289,17 @@ def _sandbox(settings: dict[str, Any]) -> Sandbox | None:
     # what it imports is of no use to others
     from .sandbox import Unusable, arrange
 
+    start = None
+    repositories = settings.get("cvmfs")
+    if repositories and repositories["how"] != "mounted":
+        from .cvmfs.launch import Launcher
+
+        told = os.path.join(settings["dir"], "cvmfs.json")
+        with open(told, "w", encoding="utf-8") as stream:
+            json.dump(repositories, stream)
+        start = Launcher(told)
     try:
-        return arrange(settings)
+        return arrange(settings, start)
     except Unusable as error:
         sys.stderr.write(str(error))
         sys.exit(UNUSABLE)

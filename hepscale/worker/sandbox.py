@@ -16,14 +16,14 @@ import select
 import sys
 
 from . import cells, parrot, syscalls, world
+from .cvmfs import RepositoryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    # is given a repository and /dev/fuse, starts what serves it, returns the options to mount it
-    Start = Callable[[str, int], str]
+    from .cvmfs.launch import Launcher
 
 __all__ = ["Sandbox", "Unusable", "arrange", "mount_fuse", "mount_repositories", "why_not"]
 
@@ -66,7 +66,7 @@ class Sandbox:
         return {"kind": self.kind, "why": self.why, "cvmfs": self.repositories}
 
 
-def arrange(settings: dict[str, Any], start: Start | None = None) -> Sandbox:
+def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
     """Return what tasks run in; comes back only in the process that is to fork them.
 
     Parameters
@@ -197,11 +197,13 @@ def _start_under_parrot(
 # -- what tasks see of it --------------------------------------------------------------------------
 
 
-def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Start | None) -> Sandbox:
+def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Launcher | None) -> Sandbox:
     """Return the sandbox, in the world: with its repositories, and a nursery."""
     sandbox = Sandbox("userns")
     syscalls.keep_to_self()
     sandbox.repositories = mount_repositories(settings.get("cvmfs"), start)
+    if start is not None:
+        sandbox.helpers |= start.pids
     sandbox.nursery = world.nursery(settings, wanted)
     sandbox.helpers.add(sandbox.nursery.pid)
     return sandbox
@@ -230,14 +232,15 @@ def _rehearse(settings: dict[str, Any]) -> None:
 # -- repositories ----------------------------------------------------------------------------------
 
 
-def mount_repositories(cvmfs: dict[str, Any] | None, start: Start | None) -> dict[str, str]:
+def mount_repositories(cvmfs: dict[str, Any] | None, start: Launcher | None) -> dict[str, str]:
     """See to it that repositories are below ``/cvmfs``; return how they came there."""
     found = {}
-    for one in (cvmfs or {}).get("repositories", ()):
+    cvmfs = cvmfs or {"repositories": ()}
+    for one in cvmfs["repositories"]:
         found[one["name"]] = "client"
         # one that the machine mounts on demand shows when it is looked into
         with contextlib.suppress(OSError):
-            if os.listdir(f"/cvmfs/{one['name']}"):
+            if cvmfs["how"] != "client" and os.listdir(f"/cvmfs/{one['name']}"):
                 found[one["name"]] = "mounted"
     missing = [name for name, how in found.items() if how == "client"]
     if missing and start is not None:
@@ -258,7 +261,7 @@ def _add_to_cvmfs(names: list[str]) -> None:
     syscalls.bind(begun, "/cvmfs")
 
 
-def _serve(name: str, target: str, start: Start | None) -> None:
+def _serve(name: str, target: str, start: Launcher | None) -> None:
     if start is None:
         raise Unusable(
             f"The repository {name} is not there.",
@@ -268,6 +271,9 @@ def _serve(name: str, target: str, start: Start | None) -> None:
         )
     try:
         mount_fuse(target, lambda device: start(name, device))
+    except RepositoryError as error:
+        cause, fix = error.cause or "its server, or its keys", error.fix or "hepscale cvmfs --help"
+        raise Unusable(error.fact, error.item or name, cause, fix) from None
     except OSError as error:
         raise Unusable(
             f"The repository {name} cannot be mounted on {os.uname().nodename}.",
