@@ -20,32 +20,39 @@ import pytest
 
 import hepscale
 import hepscale.worker
+from hepscale.worker import cvmfs
 from hepscale.worker.frames import FrameReader, Kind
 
 FOLDER = Path(hepscale.worker.__file__).parent
-MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py")
+)
+# what packages offer beside their modules
+OFFERED = {*hepscale.worker.__all__, "cvmfs", *(f"cvmfs.{name}" for name in cvmfs.__all__)}
 # what reads layers: it is in the packed interpreter, which brings it along
 DECODER = {"decode": {"backports", "compression"}}
 
 
-def imports(path):
-    """Return the names of the modules that a file imports, siblings as ``.name``."""
+def imports(path, package=()):
+    """Return the names of the modules that a file imports, those of ours as ``.name``."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (one.name for one in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 1, "nothing above the package"
+            assert node.level <= len(package) + 1, "nothing above the package"
+            below = package[: len(package) + 1 - node.level]
             names = [node.module] if node.module else [one.name for one in node.names]
-            yield from (f".{name}" for name in names)
+            yield from (f".{'.'.join((*below, name))}" for name in names)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_it_imports_the_standard_library_and_siblings(name):
-    for module in imports(FOLDER / f"{name}.py"):
+    *package, stem = name.split(".")
+    for module in imports(FOLDER.joinpath(*package, f"{stem}.py"), tuple(package)):
         if module.startswith("."):
-            assert module[1:] in {*MODULES, *hepscale.worker.__all__}
+            assert module[1:] in {*MODULES, *OFFERED}
         else:
             allowed = sys.stdlib_module_names | DECODER.get(name, set())
             assert module.partition(".")[0] in allowed
