@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 import zlib
 from typing import Any
 
@@ -273,6 +274,22 @@ def test_reading_over_chunks(start):
     assert kernel.read(node, 210, 4096) == b""
     assert kernel.read(kernel.look_up("empty")) == b""
     assert kernel.revision.opened == ["/f@0", "/f@100", "/f@200"], "each is opened once"
+
+
+def test_who_reads_on_finds_the_next_chunk_there(start):
+    parts = [b"a" * 10, b"b" * 10, b"c" * 10, b"d" * 10]
+    kernel = start({"/f": parts, "/g": parts})
+    node, opened = kernel.look_up("f"), kernel.revision.opened
+    # neither the first part of a file nor a jump says that it will be read on
+    kernel.read(kernel.look_up("g"), 0, 10)
+    kernel.read(kernel.look_up("g"), 20, 10)
+    kernel.read(node, 0, 10)
+    assert opened == ["/g@0", "/g@20", "/f@0"]
+    kernel.read(node, 10, 10)
+    end = time.monotonic() + 10
+    while set(opened[3:]) != {"/f@10", "/f@20"}:
+        assert time.monotonic() < end, opened
+        time.sleep(0.001)
 
 
 def test_offsets_beyond_four_gigabytes(start, monkeypatch):

@@ -71,8 +71,8 @@ class Server:
         self._connection = connection
         self._source = source
         self._nodes = Nodes(revision)
-        self._content = Content(is_cached)
         self._pool = Pool(_MOST_WAITING)
+        self._content = Content(is_cached, self._pool.put)
         # who waits for an answer of another thread, and which of them got a signal
         self._waiting: dict[int, int] = {}
         self._interrupted: set[int] = set()
