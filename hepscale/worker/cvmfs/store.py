@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import struct
 import time
 from typing import TYPE_CHECKING
@@ -36,6 +35,7 @@ _STALE_S = 60.0
 _TOUCHED_S = 600.0
 _LEFT_AFTER_CLEANING = 0.75
 _BLOCK_BYTES = 4096
+_SIZE_DIGITS = 20
 
 
 class DamagedObject(Exception):
@@ -290,12 +290,19 @@ class Store:
         if self._quota_bytes is None:
             return
         with self._locked(_QUOTA):
-            said = self.read(f"{_OURS}/size") or b""
-            total = int(said) if re.fullmatch(rb"[0-9]{1,18}", said) else self._clean(size)
-            total += _on_disk(size)
-            if total > self._quota_bytes:
-                total = self._clean(size) + _on_disk(size)
-            self.write(f"{_OURS}/size", str(total).encode())
+            path, flags = self._path(f"{_OURS}/size"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            descriptor = os.open(path, flags, self._mode)
+            try:
+                said = os.pread(descriptor, _SIZE_DIGITS + 1, 0)
+                is_known = len(said) == _SIZE_DIGITS and said.isdigit()
+                total = int(said) if is_known else self._clean(size)
+                total += _on_disk(size)
+                if total > self._quota_bytes:
+                    total = self._clean(size) + _on_disk(size)
+                # in its place: to replace a file for each object would take longer than the rest
+                os.pwrite(descriptor, b"%0*d" % (_SIZE_DIGITS, total), 0)
+            finally:
+                os.close(descriptor)
 
     def _clean(self, size: int) -> int:
         """Remove what was not used for longest if need be; return how many bytes there are."""
