@@ -167,9 +167,9 @@ def test_nobody_answers_at_all(fetcher):
     "fault",
     [
         lambda handler, path: (
-            handler.answer(b"1", length=1000) or handler.connection.shutdown(2) or True
+            handler.answer(b"?", length=1000) or handler.connection.shutdown(2) or True
         ),
-        lambda handler, path: handler.answer(b"1", length=1000) or time.sleep(2 * QUICK_S) or True,
+        lambda handler, path: handler.answer(b"?", length=1000) or time.sleep(2 * QUICK_S) or True,
         lambda handler, path: handler.connection.shutdown(2) or True,
         lambda handler, path: handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n") or True,
     ],
@@ -184,7 +184,7 @@ def test_a_server_that_breaks_off(fetcher, server, other, fault):
 def test_a_server_that_drips(fetcher, server, other):
     def drip(handler, path):
         handler.answer(b"", length=1000)
-        for _ in range(20):
+        for _ in range(100):
             handler.wfile.write(b"x")
             handler.wfile.flush()
             time.sleep(QUICK_S / 4)
@@ -192,7 +192,9 @@ def test_a_server_that_drips(fetcher, server, other):
 
     server.fault = drip
     one = fetcher([server.url, other.url])
+    began = time.monotonic()
     assert one.stream("data/00/1", taken) == b"1"
+    assert time.monotonic() - began < 5 * QUICK_S
 
 
 def test_a_small_file_has_a_limit(fetcher, server):
@@ -286,6 +288,16 @@ def test_members_of_a_group_come_before_the_next_group(fetcher, server, other):
         one = fetcher([server.url], f"http://{closed()}|http://{other.address};DIRECT")
         assert one.get("data/00/1") == b"1"
     assert server.asked.total() == 0
+
+
+def test_an_address_that_is_given_twice_is_asked_once(fetcher, server, other):
+    other.fault = lambda handler, path: handler.connection.shutdown(2) or True
+    proxy = f"http://{other.address}"
+    one = fetcher([server.url, server.url], f"{proxy}|{proxy};{proxy};DIRECT;DIRECT")
+    assert one.get("data/00/1") == b"1"
+    with pytest.raises(RepositoryError):
+        one.get("data/00/none")
+    assert (other.asked.total(), server.asked.total()) == (1, 2)
 
 
 def test_one_member_of_a_group_is_chosen_by_lot_and_kept(fetcher, server, other):

@@ -126,13 +126,13 @@ class Round:
         """Say that a route failed."""
         self.troubles.append(trouble)
         if trouble.blame is Blame.PROXY:
-            self._proxies.remove(route.proxy)
+            self._proxies = [one for one in self._proxies if one != route.proxy]
         elif trouble.blame is Blame.BEHIND:
             self.behind.append(route.server)
         elif trouble.blame is Blame.EITHER:
             self.doubted.append(route)
         else:
-            self._servers.remove(route.server)
+            self._servers = [one for one in self._servers if one != route.server]
 
 
 def groups(proxies: str) -> list[list[Address | None]]:
@@ -144,13 +144,9 @@ def groups(proxies: str) -> list[list[Address | None]]:
         If there are none, or an address cannot be understood.
     """
     found: list[list[Address | None]] = []
-    known: set[Address | None] = set()
     for text in proxies.split(";"):
         members = [one.strip() for one in text.split("|") if one.strip()]
-        parsed = [None if one == "DIRECT" else Address.parse(one, _PROXY_PORTS) for one in members]
-        # a route is taken once, so each proxy has one place
-        group = [one for one in dict.fromkeys(parsed) if one not in known]
-        known.update(group)
+        group = [None if one == "DIRECT" else Address.parse(one, _PROXY_PORTS) for one in members]
         random.shuffle(group)
         if group:
             found.append(group)
