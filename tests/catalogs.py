@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hepscale.worker.cvmfs.names import Algorithm, Name, hasher
+from hepscale.worker.cvmfs.names import Algorithm, Name
 
 TIME = 1_700_000_000
 _COUNTERS = (
@@ -229,13 +229,6 @@ def database(tables: Tables) -> bytes:
             db.executemany(f"INSERT INTO {table} VALUES ({', '.join(marks)})", rows)
         db.commit()
         return db.serialize()
-
-
-def name_of(algorithm: Algorithm, content: bytes, suffix: str = "") -> Name:
-    """Return the name of an object that is stored as `content`."""
-    made = hasher(algorithm)
-    made.update(content)
-    return Name(made.digest(), algorithm, suffix)
 
 
 def _xattrs(given: Mapping[str, bytes]) -> bytes | None:

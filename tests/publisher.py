@@ -20,17 +20,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from catalogs import TIME, Catalogs, File, Folder, Link, Revision, Tree, database, name_of
+from catalogs import TIME, Catalogs, File, Folder, Link, Revision, Tree, database
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo
 from cryptography.x509.oid import NameOID
+from objects import named, stored
 
 from hepscale.worker.cvmfs.names import Algorithm, Name
 
@@ -81,7 +81,7 @@ def certificate(purpose: str = "release") -> x509.Certificate:
 def fingerprint(algorithm: Algorithm, purpose: str = "release") -> str:
     """Return the line of a whitelist for a certificate."""
     der = certificate(purpose).public_bytes(serialization.Encoding.DER)
-    digest = name_of(algorithm, der)
+    digest = named(der, algorithm)
     _, dash, ending = digest.text.upper().partition("-")
     return ":".join(f"{byte:02X}" for byte in digest.digest) + dash + ending
 
@@ -152,7 +152,7 @@ class Site:
         text = "".join(
             f"{letter}{value}\n" for letter, value in chosen.items() if value is not None
         )
-        printed = name_of(self.algorithm, text.encode()).text.encode()
+        printed = named(text.encode(), self.algorithm).text.encode()
         signature = private_key(key).sign(printed, padding.PKCS1v15(), hashes.SHA1())
         self._write(".cvmfspublished", b"%s--\n%s\n%s" % (text.encode(), printed, signature))
 
@@ -169,16 +169,20 @@ class Site:
         listed = [fingerprint(self.algorithm)] if fingerprints is None else fingerprints
         lines = ["20200101000000", f"E{expires}", f"N{name or self.name}", *more, *listed]
         text = "".join(f"{line}\n" for line in lines)
-        printed = name_of(self.algorithm, text.encode()).text.encode()
+        printed = named(text.encode(), self.algorithm).text.encode()
         signature = private_key(key).sign(printed, padding.PKCS1v15(), NoDigestInfo())
         self._write(".cvmfswhitelist", b"%s--\n%s\n%s" % (text.encode(), printed, signature))
 
     def store(self, content: bytes, suffix: str = "", *, compressed: bool = True) -> Name:
         """Store an object; return its name."""
-        stored = zlib.compress(content) if compressed else content
-        name = name_of(self.algorithm, stored, suffix)
-        self._write(name.path, stored)
+        name, data = stored(content, self.algorithm, suffix, compressed=compressed)
+        self._write(name.path, data)
         return name
+
+    def files(self) -> dict[str, bytes]:
+        """Return all that a server offers, for `objects.serving`."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
 
     def path(self, name: Name) -> Path:
         """Return where an object is stored."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import publisher
 import pytest
+from objects import serving
 from publisher import publish
 from shelf import Shelf
 
+import hepscale
 from hepscale.worker.cvmfs import ObjectError, RepositoryError, repository
 from hepscale.worker.cvmfs.cache import Cache
 from hepscale.worker.cvmfs.repository import Repository
@@ -331,3 +337,34 @@ def test_object_errors_are_of_the_file(here):
     here.shelf.closed = True
     with pytest.raises(ObjectError):
         content(revision)
+
+
+READ = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+import json
+from worker.cvmfs.cache import Cache
+from worker.cvmfs.fetch import Fetcher
+from worker.cvmfs.repository import Repository
+
+settings = json.loads(sys.argv[2])
+fetcher = Fetcher(settings["servers"], "DIRECT")
+revision = Repository(settings, Cache(sys.argv[3]), fetcher, variables={}).open()
+entry = revision.entry("/f")
+print(revision.number, revision.read(entry, 0, entry.size).decode())
+fetcher.close()
+"""
+
+
+def test_over_http_by_a_python_without_packages(here, tmp_path):
+    with serving(here.site.files()) as server:
+        settings = json.dumps(here.site.settings(server.url))
+        package = str(Path(hepscale.__file__).parent)
+        command = [sys.executable, "-I", "-S", "-X", "dev", "-c", READ, package, settings]
+        done = subprocess.run(
+            [*command, str(tmp_path / "new")], capture_output=True, text=True, timeout=30
+        )
+    assert (done.stdout, done.stderr) == ("1 first\n", "")
+    assert set(server.asked.values()) == {1}
+    # manifest, whitelist, certificate, root catalog, file
+    assert len(server.asked) == 5

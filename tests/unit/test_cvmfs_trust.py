@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+import random
+from binascii import b2a_base64
+from contextlib import suppress
 
 import publisher
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from hepscale.worker.cvmfs import RepositoryError
-from hepscale.worker.cvmfs.keys import public_keys
+from hepscale.worker.cvmfs.keys import certificate, public_keys
 from hepscale.worker.cvmfs.names import Algorithm
 from hepscale.worker.cvmfs.trust import (
     check_certificate,
@@ -225,3 +228,23 @@ def test_keys_that_are_none():
             master_keys(NAME, [text])
     with pytest.raises(RepositoryError, match="No public key"):
         master_keys(NAME, [])
+
+
+def test_certificates_that_are_cut_short_or_garbled():
+    der = publisher.certificate().public_bytes(serialization.Encoding.DER)
+
+    def pem(content):
+        return (
+            f"-----BEGIN CERTIFICATE-----\n{b2a_base64(content).decode()}-----END CERTIFICATE-----"
+        )
+
+    assert certificate(pem(der))[0] == der
+    for end in range(len(der)):
+        with pytest.raises(ValueError):
+            certificate(pem(der[:end]))
+    chance = random.Random(3)
+    for _ in range(3000):
+        garbled = bytearray(der)
+        garbled[chance.randrange(len(der))] = chance.randrange(256)
+        with suppress(ValueError):
+            certificate(pem(garbled))

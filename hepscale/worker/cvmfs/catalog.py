@@ -274,6 +274,8 @@ def _connected(opened: int) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         made = sqlite3.connect(":memory:", check_same_thread=False)
         made.deserialize(os.pread(opened, os.fstat(opened).st_size, 0))
+    # to sort a large directory there may be no folder for a temporary file
+    made.execute("PRAGMA temp_store = MEMORY")
     return made
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from .cache import Cache
     from .fetch import Fetcher
+    from .keys import PublicKey
 
 __all__ = ["Repository", "Revision"]
 
@@ -93,6 +94,9 @@ class Repository:
         self._settings, self._cache, self._fetcher = settings, cache, fetcher
         self._max_ttl_s, self._variables = max_ttl_s, variables
         self._blacklist = read_blacklist(settings.get("blacklist") or (), self.name)
+        self._keys: list[PublicKey] = []
+        # the newest one that is rightly signed, be it of today or not
+        self._whitelist: Whitelist | None = None
         self._lock = threading.Lock()
         self._revision: Revision | None = None
         self._due = 0.0
@@ -148,7 +152,7 @@ class Repository:
             return self._from_cache(error)
 
     def _from_server(self) -> Revision:
-        self._whitelist: Whitelist | None = None
+        self._whitelist = None
         try:
             return self._offered(fresh=False)
         except _NoAnswer:
