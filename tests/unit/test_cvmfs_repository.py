@@ -125,7 +125,9 @@ def test_what_was_kept_is_used_when_the_whitelist_has_run_out(here):
     here.site.whitelist(expires="20260101000000")
     revision = here.open()
     assert (revision.number, revision.offline) == (1, False)
-    assert revision.notice.startswith(f"The whitelist of {NAME} has run out.")
+    assert revision.notice.startswith(
+        f"The whitelist of {NAME} has run out: 2026-01-01 00:00 UTC. Rev"
+    )
     here.cache.keep(NAME, "whitelist", (here.site.folder / ".cvmfswhitelist").read_bytes())
     here.shelf.closed = True
     assert "run out" in here.open().notice
@@ -137,7 +139,9 @@ def test_what_was_kept_is_used_when_a_server_offers_what_is_refused(here):
     here.site.sign(key="other")
     revision = here.open()
     assert (revision.number, content(revision)) == (1, b"first")
-    assert revision.notice.startswith(f"The signature of the manifest of {NAME} is wrong.")
+    assert revision.notice.startswith(
+        f"The signature of the manifest of {NAME} is wrong: revision 2. "
+    )
 
 
 def test_a_withdrawn_certificate_is_withdrawn_from_what_was_kept(here):
@@ -178,6 +182,18 @@ def test_what_a_proxy_keeps_too_long_is_asked_for_anew(here):
     here.shelf.stale = here.files[0]
     revision = here.open()
     assert (revision.number, revision.notice) == (2, "")
+
+
+def test_the_refusal_is_told_when_the_server_has_gone_meanwhile(here, monkeypatch):
+    here.site.sign(key="other")
+    stream = here.shelf.stream
+
+    def once(path, take, *, fresh=False):
+        here.shelf.closed = fresh
+        return stream(path, take, fresh=fresh)
+
+    monkeypatch.setattr(here.shelf, "stream", once)
+    assert here.refused().fact == f"The signature of the manifest of {NAME} is wrong."
 
 
 # -- a newer revision ------------------------------------------------------------------------------

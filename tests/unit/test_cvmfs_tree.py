@@ -282,6 +282,14 @@ def test_chunks_that_are_not_the_file(tmp_path):
         tree.read(entry, 0, 10)
 
 
+def test_an_object_that_is_shorter_than_the_file(tmp_path):
+    tree = opened(publish(tmp_path / "web", NAME, {"f": b"12345"}), tmp_path)
+    entry = tree.entry("/f")._replace(size=6)
+    assert tree.read(entry, 0, 5) == b"12345"
+    with pytest.raises(ObjectError, match="too short"):
+        tree.read(entry, 0, 6)
+
+
 def test_a_directory_is_looked_up_once(tmp_path, monkeypatch):
     site = publish(tmp_path / "web", NAME, TREE)
     tree = opened(site, tmp_path)

@@ -248,3 +248,38 @@ def test_certificates_that_are_cut_short_or_garbled():
         garbled[chance.randrange(len(der))] = chance.randrange(256)
         with suppress(ValueError):
             certificate(pem(garbled))
+
+
+FILLED = b"\xff" * (256 - 3 - 6)
+
+
+@pytest.mark.parametrize(
+    ("block", "is_right"),
+    [
+        (b"\0\1" + FILLED + b"\0digest", True),
+        (b"\0\2" + FILLED + b"\0digest", False),
+        (b"\0\1" + FILLED[:-1] + b"\0\0digest", False),
+        (b"\0\1" + FILLED[:-1] + b"\xfe\0digest", False),
+        (b"\0\1" + FILLED[:8] + b"\0digest" + bytes(256 - 17), False),
+        (b"\0\1" + FILLED[:8] + bytes(256 - 17) + b"\0digest", False),
+        (b"\0\1" + FILLED + b"\0digesx", False),
+    ],
+)
+def test_what_is_in_a_signature_is_all_compared(block, is_right):
+    """Whoever may choose a part of it can make signatures without the private key."""
+    private = publisher.private_key("master").private_numbers()
+    number = int.from_bytes(block, "big")
+    signature = pow(number, private.d, private.public_numbers.n).to_bytes(256, "big")
+    [key] = public_keys(publisher.public_pem())
+    assert key.signed(b"digest", signature) == is_right
+    more = int.from_bytes(signature, "big") + private.public_numbers.n
+    assert not more.bit_length() <= 2048 or not key.signed(b"digest", more.to_bytes(256, "big"))
+
+
+def test_a_text_that_leaves_no_room_for_padding():
+    private = publisher.private_key("master").private_numbers()
+    text = b"x" * (256 - 3 - 7)
+    number = int.from_bytes(b"\0\1" + b"\xff" * 7 + b"\0" + text, "big")
+    signature = pow(number, private.d, private.public_numbers.n).to_bytes(256, "big")
+    [key] = public_keys(publisher.public_pem())
+    assert not key.signed(text, signature)

@@ -187,7 +187,7 @@ class Repository:
         data = self._cache.kept(self.name, _MANIFEST)
         if data is None:
             return self._from_memory(refused)
-        notices = [str(refused)]
+        notices = [_told(refused)]
         try:
             manifest = read_manifest(data, self.name)
             whitelist = self._whitelist
@@ -202,7 +202,7 @@ class Repository:
         try:
             whitelist.check_date(self.name)
         except RepositoryError as error:
-            notices.append(str(error))
+            notices.append(_told(error))
         return self._kept(revision, refused, notices)
 
     def _from_memory(self, refused: RepositoryError) -> Revision:
@@ -220,7 +220,7 @@ class Repository:
             revision = self._opened(Name.parse(root, "C"), time=published)
         except (RepositoryError, ValueError):
             raise refused from None
-        notices = [str(refused), "The cache holds no manifest: no signature could be verified."]
+        notices = [_told(refused), "The cache holds no manifest: no signature could be verified."]
         return self._kept(revision, refused, notices)
 
     def _kept(self, revision: Revision, refused: RepositoryError, notices: list[str]) -> Revision:
@@ -327,3 +327,7 @@ class Repository:
     def _next(self, revision: Revision) -> float:
         wait = min(revision.ttl_s, _AGAIN_S) if revision.notice else revision.ttl_s
         return time.monotonic() + wait
+
+
+def _told(error: RepositoryError) -> str:
+    return f"{error.fact.removesuffix('.')}: {error.item}."
