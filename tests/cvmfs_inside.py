@@ -1,7 +1,7 @@
 """Mounts a repository in namespaces of its own and does what it is told there.
 
 ``python -I -S cvmfs_inside.py WORKER SETTINGS REPOSITORY MOUNTPOINT``. Each line of standard input
-is JSON: code, and the names that it finds; what it leaves in ``result`` comes back as a line.
+is JSON: code, and names for it; what it leaves in ``result`` comes back as a line. Names stay.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def main(worker, settings, repository, place):
     for line in sys.stdin:
         told = json.loads(line)
         try:
-            exec(told["code"], found := {**names, **told["names"]})
-            answer = {"result": found.get("result")}
+            names |= {**told["names"], "result": None}
+            exec(told["code"], names)
+            answer = {"result": names["result"]}
         except BaseException:
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers)

@@ -136,18 +136,30 @@ def mounted(
         shutil.rmtree(folder)
 
 
+class Slow:
+    """A path that is answered when the test says so."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.asked, self.go_on = path, threading.Event(), threading.Event()
+
+
 @contextlib.contextmanager
-def served(folder: Path, *, log: list[str] | None = None) -> Iterator[str]:
-    """Serve a folder over HTTP; yield its URL. Paths that are asked for go to `log`."""
+def served(folder: Path, slow: Slow | None = None) -> Iterator[str]:
+    """Serve a folder over HTTP; yield its URL."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         # the head of an answer and its body are sent one by one: the second must not wait
         disable_nagle_algorithm = True
 
+        def do_GET(self) -> None:
+            if slow is not None and self.path == f"/{slow.path}":
+                slow.asked.set()
+                slow.go_on.wait(20)
+            super().do_GET()
+
         def log_message(self, *_: object) -> None:
-            if log is not None:
-                log.append(self.path)
+            pass
 
     handler = functools.partial(Handler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

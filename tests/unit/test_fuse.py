@@ -276,6 +276,39 @@ def test_reading_over_chunks(start):
     assert kernel.revision.opened == ["/f@0", "/f@100", "/f@200"], "each is opened once"
 
 
+def test_who_reads_on_finds_the_next_chunk_there(start):
+    parts = [b"a" * 10, b"b" * 10, b"c" * 10, b"d" * 10]
+    kernel = start({"/f": parts, "/g": parts})
+    node, opened = kernel.look_up("f"), kernel.revision.opened
+    # neither the first part of a file nor a jump says that it will be read on
+    kernel.read(kernel.look_up("g"), 0, 10)
+    kernel.read(kernel.look_up("g"), 20, 10)
+    kernel.read(node, 0, 10)
+    assert opened == ["/g@0", "/g@20", "/f@0"]
+    kernel.read(node, 10, 10)
+    end = time.monotonic() + 10
+    while set(opened[3:]) != {"/f@10", "/f@20"}:
+        assert time.monotonic() < end, opened
+        time.sleep(0.001)
+
+
+def test_offsets_beyond_four_gigabytes(start, monkeypatch):
+    kernel, far = start({"/f": [b"x", b"end"]}), 5 << 30
+
+    def open_chunk(entry: Entry, chunk: Chunk) -> int:
+        descriptor = os.memfd_create("chunk", os.MFD_CLOEXEC)
+        os.pwrite(descriptor, b"end", chunk.size - 3)
+        return descriptor
+
+    monkeypatch.setattr(kernel.revision, "open_chunk", open_chunk)
+    monkeypatch.setattr(
+        kernel.revision, "chunks", lambda _: [Chunk(0, far, None), Chunk(far, 3, None)]
+    )
+    assert kernel.read(kernel.look_up("f"), far - 4, 100) == b"\0endend"
+    attributes = fuse.attributes(Entry("", size=far))
+    assert struct.unpack_from("<QQ", attributes, 24) == (far, far // 512)
+
+
 @pytest.mark.parametrize("name", ["broken", "short"])
 def test_a_damaged_object_is_an_error_of_its_file_alone(start, name):
     kernel = start({f"/{name}": b"xyz", "/f": b"good"})
@@ -430,7 +463,6 @@ def test_a_directory_that_is_gone_stays_as_it_was_for_who_is_in_it(start):
     seen = notices(kernel, 2)
     while (1, "d") not in seen or 1 not in seen:
         seen |= notices(kernel, 1)
-    time.sleep(0)
     assert kernel.look_up("d") == 0
     assert kernel.read(file) == b"old"
     assert kernel.look_up("f", folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import threading
 
@@ -36,10 +37,20 @@ class _Open:
 
 
 class Content:
-    """Reads files; `is_cached` tells whether an object can be opened without the network."""
+    """Reads files.
 
-    def __init__(self, is_cached: Callable[[Name], bool]) -> None:
-        self._is_cached = is_cached
+    Parameters
+    ----------
+    is_cached
+        Whether an object can be opened without the network.
+    later
+        Has a job done by another thread.
+    """
+
+    def __init__(
+        self, is_cached: Callable[[Name], bool], later: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._is_cached, self._later = is_cached, later
         self._lock = threading.Lock()
         self._open: dict[tuple[int, int], _Open] = {}
 
@@ -59,8 +70,22 @@ class Content:
         """Open what will be read; this may have to fetch it."""
         if node.chunks is None:
             node.chunks = node.revision.chunks(node.entry)
+        self._read_ahead(node, node.chunks, offset)
         for chunk in _touched(node.chunks, offset, size):
             self._opened(node, chunk)
+
+    def _read_ahead(self, node: Node, chunks: Sequence[Chunk], offset: int) -> None:
+        """Fetch the next chunk as well for who has read the one before."""
+        at = _index(chunks, offset)
+        if not 0 < at < len(chunks) - 1 or (node.number, chunks[at - 1].offset) not in self._open:
+            return
+
+        def fetch() -> None:
+            # whoever reads it is told what is wrong with it
+            with contextlib.suppress(OSError):
+                self._opened(node, chunks[at + 1])
+
+        self._later(fetch)
 
     def read(self, node: Node, offset: int, size: int) -> bytes:
         """Return what a file holds there, less only at its end.
@@ -101,9 +126,13 @@ class Content:
         return found
 
 
+def _index(chunks: Sequence[Chunk], offset: int) -> int:
+    return bisect.bisect_right(chunks, offset, key=lambda one: one.offset) - 1
+
+
 def _touched(chunks: Sequence[Chunk], offset: int, size: int) -> Iterator[Chunk]:
     """Yield the chunks that hold some of these bytes."""
-    at = bisect.bisect_right(chunks, offset, key=lambda one: one.offset) - 1
+    at = _index(chunks, offset)
     while 0 <= at < len(chunks) and chunks[at].offset < offset + size:
         if chunks[at].offset + chunks[at].size > offset:
             yield chunks[at]

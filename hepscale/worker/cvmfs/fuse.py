@@ -94,6 +94,7 @@ class Opcode(enum.IntEnum):
     RELEASEDIR = 29
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
     READDIRPLUS = 44
 

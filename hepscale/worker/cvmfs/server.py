@@ -71,8 +71,8 @@ class Server:
         self._connection = connection
         self._source = source
         self._nodes = Nodes(revision)
-        self._content = Content(is_cached)
         self._pool = Pool(_MOST_WAITING)
+        self._content = Content(is_cached, self._pool.put)
         # who waits for an answer of another thread, and which of them got a signal
         self._waiting: dict[int, int] = {}
         self._interrupted: set[int] = set()
@@ -93,6 +93,7 @@ class Server:
             Opcode.OPENDIR: self._open,
             Opcode.READDIR: self._readdir,
             Opcode.RELEASEDIR: self._release,
+            Opcode.IOCTL: self._ioctl,
             Opcode.READDIRPLUS: self._readdir,
         }
 
@@ -233,6 +234,10 @@ class Server:
     def _listxattr(self, request: Request, node: Node) -> bytes:
         size, _ = fuse.wanted_attribute(request)
         return fuse.sized(b"".join(os.fsencode(name) + b"\0" for name in xattrs.listed(node)), size)
+
+    def _ioctl(self, _request: Request, _node: Node) -> bytes:
+        # Python asks of each file that it opens whether it is a terminal
+        raise OSError(errno.ENOTTY, "no device")
 
     def _keep(self) -> None:
         due = time.monotonic() + self._ttl_s()
