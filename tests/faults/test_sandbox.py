@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+import crew as crews
 import pytest
+import queues
 import sandboxes
+from crew import meanwhile
 
+import hepscale
 from hepscale.worker import proc, scratch
 
 # daemons in a session of their own, and files; then it says that it is there, and goes on
@@ -174,3 +180,33 @@ def test_kill_of_others_at_random_moments(place, who):
         sandboxes.wait_until(lambda: not sandboxes.alive(str(place.shared)))
         scratch.sweep(str(place.shared))
         assert [path.name for path in place.shared.iterdir()] == ["worker"]
+
+
+@queues.needs_worker
+def test_a_worker_of_work_queue_is_killed(crew, few):
+    """In the middle of a run in sandboxes: each item is counted once, nothing is left."""
+    boxed = hepscale.Interposer("userns", allow=[f"{crew.notes}:rw"])
+
+    def look(item):
+        assert set(os.listdir("/proc")) >= {"1", "self"}
+        assert not os.path.exists("/sys")
+        assert sys.prefix == "/hepscale/environment"
+        # and it is where programs of it have been told that they are
+        there = shutil.which("python3")
+        assert not there.startswith(("/hepscale", "/usr")), there
+        assert subprocess.run([there, "-c", "import cloudpickle"]).returncode == 0
+        assert os.statvfs(os.path.dirname(there)).f_flag & os.ST_RDONLY
+
+    with meanwhile(lambda: crews.kill(crews.busy_workers(2)[0])):
+        crew.run(count=40, act=look, interposer=boxed)
+    state = hepscale.last_run().state
+    assert set(state.interposers) == {"userns"}
+
+
+@queues.needs_worker
+def test_workers_of_work_queue_that_have_none(crew, few):
+    """They refuse the tasks, with the reason."""
+    with pytest.raises(hepscale.EngineError) as caught:
+        crew.run(count=2, interposer="parrot")
+    assert "The sandbox 'parrot' cannot be had on" in str(caught.value)
+    assert "there is no parrot_run on the PATH" in str(caught.value)
