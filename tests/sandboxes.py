@@ -12,7 +12,6 @@ import select
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import hepscale.worker
+from hepscale.worker import proc, scratch
 from hepscale.worker.frames import FrameReader, Kind
 
 FOLDER = Path(hepscale.worker.__file__).parent
@@ -45,13 +45,13 @@ exec chroot "$root" "$@"
 
 def as_nobody():
     """Return the command that runs others as user nobody."""
-    _need_root()
+    need_root()
     return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
 
 
 def in_chroot(folder):
     """Return the command that runs others as root in a chroot, which shares `folder` with us."""
-    _need_root()
+    need_root()
     top = folder / "top"
     top.mkdir()
     set_shared = ["env", f"SHARED={folder / 'shared'}"]
@@ -65,7 +65,7 @@ def without_namespaces(user=NOBODY):
     return ["unshare", "--user", "--map-root-user", "sh", "-ec", off, "sh", *drop]
 
 
-def _need_root():
+def need_root():
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
 
@@ -88,12 +88,21 @@ class Place:
 
 
 class Server:
-    """A forkserver with a sandbox; `said` is what it wrote when it has ended."""
+    """A forkserver with a sandbox.
 
-    def __init__(self, place, within=(), python=SYSTEM_PYTHON, name="server", **wanted):
-        self.folder = place.shared / name
-        self.folder.mkdir()
-        self.folder.chmod(0o777)
+    With `worker`, a process, it belongs to that one, as on a worker of Work Queue; its folder is
+    then one that `scratch.sweep` removes when nobody holds its lock.
+    """
+
+    def __init__(self, place, within=(), name="server", worker=None, **wanted):
+        python, lock = SYSTEM_PYTHON, []
+        if worker is None:
+            self.folder = place.shared / name
+            self.folder.mkdir()
+            self.folder.chmod(0o777)
+        else:
+            folder, *lock = scratch.make(str(place.shared))
+            self.folder = Path(folder)
         lib = subprocess.run(
             [python, "-I", "-S", "-c", "import os; print(os.path.dirname(os.__file__))"],
             capture_output=True,
@@ -109,6 +118,8 @@ class Server:
             "interposer": {"kind": "userns", **wanted},
             "cvmfs": None,
         }
+        if worker is not None:
+            told |= {"manager_pid": worker, "since": proc.since(worker)}
         settings = self.folder / "settings.json"
         settings.write_text(json.dumps(told))
         self.log = (place.folder / f"{name}.log").open("w+b")
@@ -118,7 +129,11 @@ class Server:
             stdout=self.log,
             stderr=self.log,
             cwd=place.shared,
+            pass_fds=lock,
+            start_new_session=True,
         )
+        for one in lock:
+            os.close(one)
         self.socket = None
         self.waiting = {}
 
@@ -246,8 +261,3 @@ def wait_until(condition, timeout_s=10.0):
         assert time.monotonic() < end
         select.select([], [], [], 0.01)
     return found
-
-
-def python_of_tests():
-    """Return the interpreter that runs the tests."""
-    return sys.executable

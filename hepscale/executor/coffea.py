@@ -337,6 +337,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             environment=packed.environment,
             widen=code.widener(packed),
             elsewhere=settings.engine != "local",
+            interposed=interposer.told(settings)["interposer"] is not None,
         )
         return job, digest, packed
 

@@ -27,13 +27,15 @@ def find() -> str:
     return shutil.which(_PROGRAM) or ""
 
 
-def why_not(program: str) -> str:
+def why_not(program: str, wanted: dict[str, Any]) -> str:
     """Run a dynamically linked program and an import under Parrot; return why it is no use.
 
     An import of a module written in C: it has to load a library.
     """
     if not program:
         return f"there is no {_PROGRAM} on the PATH of this machine"
+    if not wanted.get("network", True) or wanted.get("writes", "folder") != "folder":
+        return "Parrot neither cuts the network nor keeps a task from writing in its own folder"
     code = f"import ctypes; print({_READY!r})"
     for command in (["sh", "-c", f"echo {_READY}"], [sys.executable, "-I", "-S", "-c", code]):
         try:
@@ -86,7 +88,7 @@ def command(
 
 
 def _mounts(folder: str, private: str, wanted: dict[str, Any]) -> list[str]:
-    """Return lines of a mount list: the longest name that fits a path says what it is."""
+    """Return lines of a mount list; what stands later counts first."""
     hidden = [f"{one} DENY" for one in ("/home", "/root", "/sys")]
     shown = dict.fromkeys([folder, sys.prefix, sys.base_prefix, *sys.path])
     lines = [f"{one} {one}" for one in shown if one.startswith("/")]

@@ -70,7 +70,10 @@ class TaskProcess(Generic[Client]):
 
     def ended(self, code: int, used: resource.struct_rusage) -> dict[str, Any]:
         self.peak_mb = max(self.peak_mb, used.ru_maxrss / 1e3)
-        left = NOTHING_LEFT if self.cell is None else self.cell.close()
+        left = NOTHING_LEFT
+        if self.cell is not None:
+            self.peak_mb = max(self.peak_mb, self.cell.used_mb())
+            left = self.cell.close()
         status, detail = "done", self.detail
         if self.stopped:
             status = self.stopped

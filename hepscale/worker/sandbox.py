@@ -90,10 +90,12 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
         if told["kind"] == "parrot":
             # the parent is Parrot, which has the number that was the forkserver's
             settings.update(manager_pid=os.getppid(), since=settings.get("since"))
-            return Sandbox("parrot", told["why"])
+            sandbox = Sandbox("parrot", told["why"])
+            sandbox.repositories = dict.fromkeys(_names(settings.get("cvmfs")), "parrot")
+            return sandbox
         return _prepared(settings, wanted, start)
     if wanted["kind"] == "none":
-        return Sandbox()
+        return _nothing(settings)
     reasons = []
     if wanted["kind"] in ("auto", "userns"):
         why = why_not(settings)
@@ -102,7 +104,7 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
         reasons.append(why)
     program = wanted.get("parrot") or parrot.find()
     if wanted["kind"] == "parrot" or (wanted["kind"] == "auto" and program):
-        why = parrot.why_not(program)
+        why = parrot.why_not(program, wanted)
         if not why:
             _start_under_parrot(settings, wanted, program, "; ".join(reasons))
         reasons.append(why)
@@ -113,7 +115,14 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
             "this machine, or the container that it is, does not let users have one",
             'HepScaleExecutor(interposer="auto") runs without one where there is none',
         )
-    return Sandbox(why="; ".join(reasons))
+    return _nothing(settings, "; ".join(reasons))
+
+
+def _nothing(settings: dict[str, Any], why: str = "") -> Sandbox:
+    """Return that there is no sandbox; repositories are those that the machine has."""
+    sandbox = Sandbox(why=why)
+    sandbox.repositories = _repositories(settings.get("cvmfs"), None)
+    return sandbox
 
 
 def why_not(settings: dict[str, Any]) -> str:
@@ -234,20 +243,23 @@ def _rehearse(settings: dict[str, Any]) -> None:
 
 def mount_repositories(cvmfs: dict[str, Any] | None, start: Launcher | None) -> dict[str, str]:
     """See to it that repositories are below ``/cvmfs``; return how they came there."""
-    found = {}
-    cvmfs = cvmfs or {"repositories": ()}
-    for one in cvmfs["repositories"]:
-        found[one["name"]] = "client"
-        # one that the machine mounts on demand shows when it is looked into
-        with contextlib.suppress(OSError):
-            if cvmfs["how"] != "client" and os.listdir(f"/cvmfs/{one['name']}"):
-                found[one["name"]] = "mounted"
+    found = dict.fromkeys(_names(cvmfs), "client")
+    if cvmfs is None or cvmfs["how"] != "client":
+        for name in found:
+            # one that the machine mounts on demand shows when it is looked into
+            with contextlib.suppress(OSError):
+                if os.listdir(f"/cvmfs/{name}"):
+                    found[name] = "mounted"
     missing = [name for name, how in found.items() if how == "client"]
     if missing and start is not None:
         _add_to_cvmfs(missing)
     for name in missing:
         _serve(name, f"/cvmfs/{name}", start)
     return found
+
+
+def _names(cvmfs: dict[str, Any] | None) -> list[str]:
+    return [one["name"] for one in (cvmfs or {}).get("repositories", ())]
 
 
 def _add_to_cvmfs(names: list[str]) -> None:
