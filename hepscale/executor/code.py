@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hepscale.env import local, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from hepscale.env.environment import Environment
     from hepscale.executor.packing import RunEnvironment
     from hepscale.executor.payload import Fingerprint
 
-__all__ = ["Code"]
+__all__ = ["Code", "installed"]
 
 
 class Code:
@@ -69,3 +71,12 @@ class Code:
             return wider.environment, self.folder
 
         return more
+
+
+def installed(names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield installed modules that the analysis refers to, with the time of their installation."""
+    for name in sorted({name.partition(".")[0] for name in names}):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and local.is_installed(file):
+            with suppress(OSError):
+                yield name, Path(file).stat().st_mtime_ns

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +18,6 @@ from coffea.processor.executor import ExecutorBase, FileMeta
 
 from hepscale import machine
 from hepscale.config import Settings, load_settings
-from hepscale.env import local
 from hepscale.env.api import DEFAULT_CLOSURE
 from hepscale.errors import HepScaleError, PayloadError
 from hepscale.executor import (
@@ -35,7 +32,7 @@ from hepscale.executor import (
     session,
     unpickle,
 )
-from hepscale.executor.code import Code
+from hepscale.executor.code import Code, installed
 from hepscale.executor.job import Job, Outcome, StopRequest
 from hepscale.executor.run import Run
 from hepscale.executor.task import Chunk, Notice, Resources
@@ -312,7 +309,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         )
         packed = packing.pack(wanted, printed, _PRELOAD, observer)
         code = Code(spool, printed)
-        read = [*_installed(printed.modules), *chunking.states(named)]
+        read = [*installed(printed.modules), *chunking.states(named)]
         digest = printed.digest + payload.fingerprint(read).digest
         if packed.environment is not None and packed.environment.whole:
             # its packages are others than those of this process
@@ -393,12 +390,3 @@ def _unpacked(packed: bytes) -> Any:
             cause="its __setstate__ or __reduce__, or that of something in it, raises",
             fix='python -c "import cloudpickle; cloudpickle.loads(cloudpickle.dumps(...))"',
         ) from error
-
-
-def _installed(names: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Yield installed modules that the analysis refers to, with the time of their installation."""
-    for name in sorted({name.partition(".")[0] for name in names}):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and local.is_installed(file):
-            with suppress(OSError):
-                yield name, Path(file).stat().st_mtime_ns

@@ -121,7 +121,7 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
 def _nothing(settings: dict[str, Any], why: str = "") -> Sandbox:
     """Return that there is no sandbox; repositories are those that the machine has."""
     sandbox = Sandbox(why=why)
-    sandbox.repositories = _repositories(settings.get("cvmfs"), None)
+    sandbox.repositories = mount_repositories(settings.get("cvmfs"), None)
     return sandbox
 
 
