@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -39,6 +38,7 @@ from hepscale.executor.task import Chunk, Notice, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from hepscale.executor.cvmfs import CvmfsConfig
     from hepscale.executor.interposer import Interposer
