@@ -1,0 +1,386 @@
+"""Which revision is believed: what is refused, what the cache has kept, what is newer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import publisher
+import pytest
+from objects import serving
+from publisher import publish
+from shelf import Shelf
+
+import hepscale
+from hepscale.worker.cvmfs import ObjectError, RepositoryError, repository
+from hepscale.worker.cvmfs.cache import Cache
+from hepscale.worker.cvmfs.repository import Repository
+
+NAME = "demo.example.org"
+
+
+class Here:
+    """A repository of two revisions, the first of which is served, and a cache."""
+
+    def __init__(self, folder) -> None:
+        self.site = publish(folder / "web", NAME, {"f": b"first"}, tag="one")
+        self.files = [self.signed()]
+        self.site.publish({"f": b"second", "g": b"new"}, tag="two")
+        self.files.append(self.signed())
+        self.shelf = Shelf(folder / "web")
+        self.cache = Cache(str(folder / "cache"))
+        self.serve(1)
+
+    def signed(self):
+        names = (".cvmfspublished", ".cvmfswhitelist")
+        return {name: (self.site.folder / name).read_bytes() for name in names}
+
+    def serve(self, number):
+        for name, content in self.files[number - 1].items():
+            (self.site.folder / name).write_bytes(content)
+
+    def repository(self, *, max_ttl_s=None, **settings):
+        settings = self.site.settings(**settings)
+        return Repository(settings, self.cache, self.shelf, max_ttl_s=max_ttl_s, variables={})
+
+    def open(self, **settings):
+        return self.repository(**settings).open()
+
+    def refused(self, **settings):
+        with pytest.raises(RepositoryError) as raised:
+            self.open(**settings)
+        return raised.value
+
+
+@pytest.fixture
+def here(tmp_path):
+    return Here(tmp_path)
+
+
+def content(revision, path="/f"):
+    return revision.read(revision.entry(path), 0, 100)
+
+
+def test_a_revision_is_opened(here):
+    revision = here.open()
+    assert (revision.number, revision.root) == (1, here.site.revisions[0].root)
+    assert (revision.offline, revision.notice, content(revision)) == (False, "", b"first")
+    assert here.cache.remembered(NAME) == (revision.root.text, revision.time, 1)
+
+
+def test_a_repository_that_is_not_there(here):
+    here.shelf.closed = True
+    assert here.refused().fact == "No server of the repository answers."
+
+
+@pytest.mark.parametrize("what", ["certificate", "root catalog"])
+def test_an_object_that_is_not_there(here, what):
+    letter = {"certificate": "X", "root catalog": "C"}[what]
+    shutil.rmtree(here.site.folder / "data")
+    here.site.publish({})
+    for path in (here.site.folder / "data").glob(f"*/*{letter}"):
+        path.unlink()
+    error = here.refused()
+    assert error.fact == f"The {what} of {NAME} cannot be had."
+    assert "no server has it" in error.item
+    assert here.cache.remembered(NAME) is None
+
+
+def test_the_certificate_is_that_of_its_name(here):
+    """What the manifest names is what is verified, whatever the server has under that name."""
+    here.site.damage(publisher.Name.parse(here.site.lines["X"], "X"))
+    assert here.refused().fact == f"The certificate of {NAME} cannot be had."
+
+
+def test_a_warm_cache_needs_no_server(here):
+    assert content(here.open()) == b"first"
+    here.shelf.closed = True
+    revision = here.open()
+    assert (revision.number, revision.offline, content(revision)) == (1, True, b"first")
+    assert "No server" in revision.notice
+    assert "Revision 1 is the one that the cache has kept." in revision.notice
+
+
+def test_signatures_are_verified_offline_too(here):
+    here.open()
+    here.shelf.closed = True
+    other = publisher.public_pem("other")
+    assert "not signed with a master key that is given" in here.refused(keys=[other]).fact
+    line = publisher.fingerprint(here.site.algorithm)
+    assert "on the blacklist" in here.refused(blacklist=[line]).fact
+    assert "revision" in here.refused(blacklist=[f"<{NAME} 2"]).fact
+    here.cache.keep(NAME, "manifest", here.files[0][".cvmfspublished"].replace(b"S1", b"S9"))
+    assert "does not fit the hash" in here.refused().fact
+
+
+def test_what_was_kept_is_used_when_the_whitelist_has_run_out(here):
+    here.site.whitelist(expires="20260101000000")
+    assert here.refused().fact == f"The whitelist of {NAME} has run out."
+    here.serve(1)
+    here.open()
+    here.serve(2)
+    here.site.whitelist(expires="20260101000000")
+    revision = here.open()
+    assert (revision.number, revision.offline) == (1, False)
+    assert revision.notice.startswith(
+        f"The whitelist of {NAME} has run out: 2026-01-01 00:00 UTC. Rev"
+    )
+    here.cache.keep(NAME, "whitelist", (here.site.folder / ".cvmfswhitelist").read_bytes())
+    here.shelf.closed = True
+    assert "run out" in here.open().notice
+
+
+def test_what_was_kept_is_used_when_a_server_offers_what_is_refused(here):
+    here.open()
+    here.serve(2)
+    here.site.sign(key="other")
+    revision = here.open()
+    assert (revision.number, content(revision)) == (1, b"first")
+    assert revision.notice.startswith(
+        f"The signature of the manifest of {NAME} is wrong: revision 2. "
+    )
+
+
+def test_a_withdrawn_certificate_is_withdrawn_from_what_was_kept(here):
+    here.open()
+    here.site.whitelist(fingerprints=[publisher.fingerprint(here.site.algorithm, "other")])
+    assert "is not on its whitelist" in here.refused().fact
+
+
+def test_an_older_revision_is_not_gone_back_to(here):
+    here.serve(2)
+    here.open()
+    here.serve(1)
+    revision = here.open()
+    assert (revision.number, revision.offline, content(revision)) == (2, False, b"second")
+    assert revision.notice.startswith(f"A server offers an older revision of {NAME}")
+    assert here.cache.remembered(NAME)[2] == 2
+
+
+def test_a_cache_of_the_cvmfs_software_remembers_its_root_only(here, tmp_path):
+    """It keeps neither manifest nor whitelist, and may be all that there is."""
+    revision = here.open()
+    content(revision)
+    shutil.rmtree(tmp_path / "cache" / ".hepscale" / "kept")
+    here.shelf.closed = True
+    again = here.open()
+    assert (again.number, again.offline, content(again)) == (1, True, b"first")
+    assert "no signature could be verified" in again.notice
+    here.refused(tag="one")
+    here.refused(blacklist=[f"<{NAME} 2"])
+    here.shelf.closed = False
+    here.site.sign(key="other")
+    assert here.refused().fact == f"The signature of the manifest of {NAME} is wrong."
+
+
+def test_what_a_proxy_keeps_too_long_is_asked_for_anew(here):
+    here.serve(2)
+    here.open()
+    here.shelf.stale = here.files[0]
+    revision = here.open()
+    assert (revision.number, revision.notice) == (2, "")
+
+
+def test_the_refusal_is_told_when_the_server_has_gone_meanwhile(here, monkeypatch):
+    here.site.sign(key="other")
+    stream = here.shelf.stream
+
+    def once(path, take, *, fresh=False):
+        here.shelf.closed = fresh
+        return stream(path, take, fresh=fresh)
+
+    monkeypatch.setattr(here.shelf, "stream", once)
+    assert here.refused().fact == f"The signature of the manifest of {NAME} is wrong."
+
+
+# -- a newer revision ------------------------------------------------------------------------------
+
+
+def test_a_newer_revision_is_found_after_its_time(here):
+    opened = here.repository(max_ttl_s=0)
+    first = opened.open()
+    assert opened.refresh() is None
+    here.serve(2)
+    second = opened.refresh()
+    assert (second.number, content(second), content(second, "/g")) == (2, b"second", b"new")
+    # who still has files of the old one open goes on with it
+    assert (content(first), first.entry("/g")) == (b"first", None)
+    assert opened.refresh() is None
+    assert opened.trouble is None
+
+
+def test_nothing_is_asked_before_its_time(here):
+    opened = here.repository(max_ttl_s=600)
+    assert opened.open().ttl_s == 240
+    asked = len(here.shelf.asked)
+    assert opened.refresh() is None
+    assert len(here.shelf.asked) == asked
+    here.serve(2)
+    assert opened.refresh(now=True).number == 2
+
+
+def test_ttl_is_the_smaller_one(here):
+    assert here.repository(max_ttl_s=30).open().ttl_s == 30
+    here.site.publish({}, ttl_s=7)
+    assert here.repository(max_ttl_s=30).open().ttl_s == 7
+
+
+def test_the_old_revision_stays_where_the_new_one_is_refused(here):
+    opened = here.repository(max_ttl_s=0)
+    opened.open()
+    here.serve(2)
+    here.site.sign(key="other")
+    assert opened.refresh() is None
+    assert opened.trouble.fact == f"The signature of the manifest of {NAME} is wrong."
+    here.shelf.closed = True
+    assert opened.refresh() is None
+    assert opened.trouble.fact == "No server of the repository answers."
+    here.shelf.closed = False
+    here.serve(2)
+    assert opened.refresh().number == 2
+    here.serve(1)
+    assert opened.refresh() is None
+    assert "older revision" in opened.trouble.fact
+
+
+def test_a_repository_is_online_again(here):
+    here.open()
+    here.shelf.closed = True
+    opened = here.repository(max_ttl_s=0)
+    revision = opened.open()
+    assert revision.offline
+    here.shelf.closed = False
+    assert opened.refresh() is None
+    assert (revision.offline, revision.notice) == (False, "")
+
+
+def test_after_a_failure_the_next_try_is_soon(here, monkeypatch):
+    here.site.publish({}, ttl_s=9000)
+    here.open()
+    here.shelf.closed = True
+    clock = [0.0]
+    monkeypatch.setattr(repository.time, "monotonic", lambda: clock[0])
+    opened = here.repository()
+    assert opened.open().offline
+    here.shelf.closed = False
+    here.site.publish({"x": b""})
+    clock[0] = 179
+    assert opened.refresh() is None
+    clock[0] = 181
+    assert opened.refresh().entry("/x")
+
+
+# -- pinned ----------------------------------------------------------------------------------------
+
+
+def test_pinned_by_root_hash(here):
+    root = here.site.revisions[0].root.text
+    here.serve(2)
+    opened = here.repository(root_hash=root, keys=[], max_ttl_s=0)
+    revision = opened.open()
+    assert (revision.number, content(revision)) == (1, b"first")
+    assert opened.refresh(now=True) is None
+    # neither manifest nor whitelist nor certificate
+    assert not [path for path in here.shelf.asked if not path.startswith("data/")]
+    here.shelf.closed = True
+    assert content(here.open(root_hash=root)) == b"first"
+    assert "blacklist" in here.refused(root_hash=root, blacklist=[f"<{NAME} 2"]).fact
+    assert here.cache.remembered(NAME) is None
+
+
+def test_a_root_hash_that_is_none(here):
+    assert here.refused(root_hash="12").item == "12"
+    assert "root catalog" in here.refused(root_hash="00" * 20).fact
+
+
+def test_pinned_by_tag(here):
+    here.serve(2)
+    opened = here.repository(tag="one", max_ttl_s=0)
+    revision = opened.open()
+    assert (revision.number, content(revision)) == (1, b"first")
+    assert opened.refresh(now=True) is None
+    assert here.cache.remembered(NAME)[2] == 2
+    assert here.open(tag="trunk").number == 2
+    here.shelf.closed = True
+    offline = here.open(tag="one")
+    assert (offline.number, offline.offline, content(offline)) == (1, True, b"first")
+    assert "blacklist" in here.refused(tag="one", blacklist=[f"<{NAME} 2"]).fact
+
+
+def test_a_tag_that_is_not_there(here):
+    here.serve(2)
+    error = here.refused(tag="tow")
+    assert error.fact == f"{NAME} has no tag 'tow'."
+    assert "two, trunk, one" in error.item.replace("trunk, two", "two, trunk")
+    here.site.sign(H=None)
+    assert here.refused(tag="two").item == "it has no tags"
+
+
+def test_a_tag_is_that_of_a_verified_manifest(here):
+    here.serve(2)
+    here.site.sign(key="other")
+    assert here.refused(tag="one").fact == f"The signature of the manifest of {NAME} is wrong."
+
+
+def test_a_history_that_is_damaged(here):
+    here.serve(2)
+    here.site.damage(publisher.Name.parse(here.site.lines["H"], "H"))
+    assert here.refused(tag="one").fact == f"The history of {NAME} cannot be had."
+
+
+def test_settings_that_cannot_be_used(here):
+    with pytest.raises(RepositoryError, match="blacklist"):
+        here.repository(blacklist=["nonsense"])
+    assert "No public key" in here.refused(keys=[]).fact
+    assert "A public key" in here.refused(keys=["nonsense"]).fact
+
+
+def test_a_cache_that_keeps_nothing_is_told(here, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(here.cache, "keep", full)
+    revision = here.open()
+    assert (revision.number, revision.offline) == (1, False)
+    assert "No space left" in revision.notice
+
+
+def test_object_errors_are_of_the_file(here):
+    revision = here.open()
+    here.shelf.closed = True
+    with pytest.raises(ObjectError):
+        content(revision)
+
+
+READ = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+import json
+from worker.cvmfs.cache import Cache
+from worker.cvmfs.fetch import Fetcher
+from worker.cvmfs.repository import Repository
+
+settings = json.loads(sys.argv[2])
+fetcher = Fetcher(settings["servers"], "DIRECT")
+revision = Repository(settings, Cache(sys.argv[3]), fetcher, variables={}).open()
+entry = revision.entry("/f")
+print(revision.number, revision.read(entry, 0, entry.size).decode())
+fetcher.close()
+"""
+
+
+def test_over_http_by_a_python_without_packages(here, tmp_path):
+    with serving(here.site.files()) as server:
+        settings = json.dumps(here.site.settings(server.url))
+        package = str(Path(hepscale.__file__).parent)
+        command = [sys.executable, "-I", "-S", "-X", "dev", "-c", READ, package, settings]
+        done = subprocess.run(
+            [*command, str(tmp_path / "new")], capture_output=True, text=True, timeout=30
+        )
+    assert (done.stdout, done.stderr) == ("1 first\n", "")
+    assert set(server.asked.values()) == {1}
+    # manifest, whitelist, certificate, root catalog, file
+    assert len(server.asked) == 5
