@@ -367,24 +367,16 @@ def test_a_read_only_cache_of_a_site(server, fetcher, tmp_path, layout):
             writable = Cache(str(own), alien=str(alien))
             plain = fill(server, fetcher, writable)
             writable.remember(FQRN, "a" * 40, 200, 7)
-<<<<<<< HEAD
             writable.keep(FQRN, "published", b"the site's")
-=======
->>>>>>> work-trust
             victim = next(iter(plain))
             flip(alien / victim.cached)
         before = {path: path.stat().st_mtime_ns for path in alien.rglob("*")}
         subprocess.run(["mount", "-o", "remount,ro", alien], check=True)
-<<<<<<< HEAD
         Cache(str(own)).remember(FQRN, "0" * 40, 100, 6)
         Cache(str(own)).keep(FQRN, "published", b"old")
         cache = Cache(str(own), alien=str(alien))
         if layout == "hepscale":
             assert cache.kept(FQRN, "published") == b"the site's"
-=======
-        cache = Cache(str(own), alien=str(alien))
-        if layout == "hepscale":
->>>>>>> work-trust
             with pytest.raises(ObjectError, match="damaged"):
                 cache.open(victim, None)
             assert read(cache.open(victim, fetcher)) == plain[victim]
@@ -466,34 +458,22 @@ def test_what_is_remembered_is_garbage(folder, text):
 # -- quota -----------------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
 def set_used(path, when):
     os.utime(path, ns=(int(when * 1e9), path.stat().st_mtime_ns))
 
 
-=======
->>>>>>> work-trust
 def test_what_was_not_used_for_longest_is_removed(server, fetcher, folder):
     cache = Cache(str(folder), quota_bytes=20 * 4096)
     plain = fill(server, fetcher, cache, 20)
     assert len(objects(folder)) == 20
     now = time.time()
     for age, name in enumerate(plain):
-<<<<<<< HEAD
         set_used(folder / name.cached, now - 10000 - age)
     oldest = list(plain)[::-1]
     # not read, so that the kernel does not note it
     os.close(cache.open(oldest[0], None))
     held = cache.open(oldest[1], None)
     set_used(folder / oldest[1].cached, now - 50000)
-=======
-        os.utime(folder / name.cached, (now - 10000 - age, now))
-    oldest = list(plain)[::-1]
-    # used now, by a process that will not come again soon
-    os.close(Cache(str(folder)).open(oldest[0], None))
-    held = cache.open(oldest[1], None)
-    os.utime(folder / oldest[1].cached, (now - 50000, now))
->>>>>>> work-trust
     os.close(cache.open(put(server, PLAIN), fetcher))
     found = objects(folder)
     assert oldest[0].text in found
@@ -652,7 +632,6 @@ def test_who_is_killed_leaves_nothing(server, fetcher, folder):
 
     server.fault = stop
     with run(WRITER, str(folder), server.url, name.text) as process:
-<<<<<<< HEAD
         try:
             assert half.wait(60)
             (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)])
@@ -663,16 +642,6 @@ def test_who_is_killed_leaves_nothing(server, fetcher, folder):
         finally:
             process.send_signal(signal.SIGKILL)
             resume.set()
-=======
-        assert half.wait(60)
-        (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)])
-        old = time.time() - 3600
-        os.utime(folder / "txn" / temporary, (old, old))
-        Cache(str(folder))
-        assert left(folder) == [temporary], "its writer lives"
-        process.send_signal(signal.SIGKILL)
-    resume.set()
->>>>>>> work-trust
     server.fault = None
     assert objects(folder) == set()
     os.utime(folder / "txn" / temporary, (old, old))
