@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RunInterrupted,
     )
     from hepscale.executor.coffea import HepScaleExecutor, shutdown
+    from hepscale.executor.cvmfs import CvmfsConfig
     from hepscale.executor.task import ChunkFailure
     from hepscale.executor.uproot_job import run_uproot_job
     from hepscale.view.record import last_run
@@ -37,6 +38,7 @@ _HOME = {
     "analyze": "hepscale.env.api",
     "pack": "hepscale.env.api",
     "ChunkFailure": "hepscale.executor.task",
+    "CvmfsConfig": "hepscale.executor.cvmfs",
     "ChunksFailed": "hepscale.errors",
     "ConfigError": "hepscale.errors",
     "EngineError": "hepscale.errors",
@@ -56,6 +58,7 @@ __all__ = [
     "ChunkFailure",
     "ChunksFailed",
     "ConfigError",
+    "CvmfsConfig",
     "EngineError",
     "HepScaleError",
     "HepScaleExecutor",

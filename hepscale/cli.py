@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from hepscale import __version__
+from hepscale.cvmfs_cli import cvmfs
 from hepscale.errors import HepScaleError
 from hepscale.workers_cli import workers
 
@@ -47,6 +48,7 @@ def main() -> None:
 
 
 main.add_command(workers)
+main.add_command(cvmfs)
 
 
 @main.command()

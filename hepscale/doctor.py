@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Literal
 
 from hepscale.config import resolve
 from hepscale.errors import ConfigError, HepScaleError
+from hepscale.executor import cvmfs
 from hepscale.executor.engines.queue_open import library_protocol
 from hepscale.machine import memory_limit_bytes, usable_cores
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
@@ -32,6 +34,14 @@ _LEAST_PYTHON = (3, 11)
 _LEAST_COFFEA = (2026, 9)
 _ZSTD_IN_LIBRARY = (3, 14)
 _LEAST_SHM_MB = 64
+_CVMFS = Path("/cvmfs")
+_FUSE = Path("/dev/fuse")
+# of users and of mounts
+_TRY_NAMESPACES = """
+import ctypes, os
+if ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x00020000):
+    print(os.strerror(ctypes.get_errno()))
+"""
 _CONDA = "conda install -c conda-forge"
 
 
@@ -75,6 +85,7 @@ def check_all() -> list[Check]:
         *([_check_engine("TaskVine", "taskvine")] if find_spec("ndcctools") else []),
         _check_ndcctools(),
         _check_xrootd(),
+        *_check_sandbox(),
     ]
 
 
@@ -262,3 +273,40 @@ def _check_xrootd() -> Check:
             f"{_CONDA} xrootd fsspec-xrootd  (or: pip install xrootd fsspec-xrootd)",
         )
     return Check("XRootD", "ok", f"bindings {_version('xrootd') or 'found'}")
+
+
+def _check_sandbox() -> list[Check]:
+    """Check what a sandbox, and mounting repositories of CVMFS in it, need of this machine."""
+    name, refused = "sandbox", _refused_namespaces()
+    if refused:
+        fact = f"user namespaces: {refused}; tasks run without one"
+        boxed = Check(name, "warn", fact, "sysctl user.max_user_namespaces  (0: switched off)")
+    else:
+        boxed = Check(name, "ok", "user namespaces")
+    return [boxed, _check_cvmfs(refused)]
+
+
+def _check_cvmfs(refused: str) -> Check:
+    name = "CVMFS"
+    try:
+        settings = resolve().settings.cvmfs
+        cvmfs.for_workers(settings)
+    except ConfigError as error:
+        return Check(name, "warn", " ".join([error.fact, *error.items, error.cause]), error.fix)
+    mounted = sorted(one.name for one in _CVMFS.iterdir()) if _CVMFS.is_dir() else []
+    fact = f"mounted: {', '.join(mounted) or 'nothing'}"
+    if settings:
+        fact += f"; configured: {', '.join(one.name for one in settings.repositories)}"
+    lacking = "" if os.access(_FUSE, os.R_OK | os.W_OK) else f"{_FUSE} cannot be opened"
+    lacking = (refused and f"user namespaces: {refused}") or lacking
+    if lacking and not mounted:
+        fix = f"ls -l {_FUSE}, or let the administrators mount {_CVMFS}"
+        return Check(name, "warn", f"{fact}; {lacking}, so that nothing can be mounted", fix)
+    return Check(name, "ok", fact)
+
+
+def _refused_namespaces() -> str:
+    """Return why this user may have no namespaces; empty if they are to be had."""
+    command = [sys.executable, "-I", "-S", "-c", _TRY_NAMESPACES]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    return tried.stdout.strip().lower()

@@ -30,7 +30,7 @@ def analysis_json(found: Analysis) -> dict[str, Any]:
     """Return an analysis as a JSON object, after ``docs/env-analyze.schema.json``."""
     parts = {
         name: [asdict(one) for one in getattr(found, name)]
-        for name in ("imports", "distributions", "modules", "missing", "notes")
+        for name in ("imports", "distributions", "modules", "missing", "notes", "repositories")
     }
     return {
         "schema": SCHEMA,
@@ -49,6 +49,8 @@ def report(found: Analysis) -> RenderableType:
         parts += ["", _modules(found)]
     for table in _distributions(found):
         parts += ["", table]
+    if found.repositories:
+        parts += ["", _repositories(found)]
     if found.missing:
         parts += ["", _missing(found)]
     if found.notes:
@@ -79,7 +81,8 @@ def _imports(found: Analysis) -> Table:
         within = one.origin == "local" and one.where.startswith(f"{one.provider}/")
         if one.origin == "standard" or within:
             continue
-        source = {"local": "local code", "missing": "not found"}.get(one.origin, one.provider)
+        named = {"local": "local code", "missing": "not found", "cvmfs": f"/cvmfs/{one.provider}"}
+        source = named.get(one.origin, one.provider)
         key = (one.name, source)
         shown.setdefault(key, []).append(one.where)
         if one.how != "sure":
@@ -119,6 +122,13 @@ def _distributions(found: Analysis) -> Iterator[Table]:
             _add(table, one.name, one.version, size, _cut(one.reasons), style=style)
         if block:
             yield table
+
+
+def _repositories(found: Analysis) -> Table:
+    table = _table("Repositories of CVMFS, which are not packed", "path", "why")
+    for one in found.repositories:
+        _add(table, f"/cvmfs/{one.name}", _cut(one.reasons))
+    return table
 
 
 def _missing(found: Analysis) -> Table:

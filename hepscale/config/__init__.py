@@ -6,14 +6,17 @@ In rising order: the site's file, the user's, the project's, the profile that wa
 
 from __future__ import annotations
 
+from hepscale.config.cvmfs import CvmfsSettings, RepositorySettings
 from hepscale.config.files import ConfigFile, config_files
 from hepscale.config.levels import Level, Origin, Resolved, load_settings, resolve
 from hepscale.config.model import Settings, WorkersSettings
 
 __all__ = [
     "ConfigFile",
+    "CvmfsSettings",
     "Level",
     "Origin",
+    "RepositorySettings",
     "Resolved",
     "Settings",
     "WorkersSettings",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from hepscale.config.files import ConfigFile, config_files, user_file
-from hepscale.config.model import OPEN_TABLES, PATHS, RUN_OPTIONS, TABLES, Settings
+from hepscale.config.model import PATHS, RUN_OPTIONS, TABLES, Settings
 from hepscale.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _KEYS: list[Key] = [
     *((name,) for name in Settings.model_fields if name not in TABLES),
     *((table, name) for table, names in TABLES.items() for name in names),
 ]
-_VARIABLES = {_PREFIX + "_".join(key).upper(): key for key in _KEYS if key[0] not in OPEN_TABLES}
+_VARIABLES = {_PREFIX + "_".join(key).upper(): key for key in _KEYS}
 # a variable that differs more than this from ours is not meant for us
 _ALIKE = 0.85
 
@@ -163,14 +163,14 @@ def _flat(
         if value is None:
             # an argument that was not given
             continue
-        if name not in TABLES and name not in OPEN_TABLES:
+        if name not in TABLES:
             yield (name,), (value, origin)
             continue
         if not isinstance(value, Mapping):
             raise _unusable((name,), value, origin, f"it is a table: [{name}]")
         for inner, one in value.items():
             origin = Origin(level, (*head, name, inner), file)
-            if name in TABLES and inner not in TABLES[name]:
+            if inner not in TABLES[name]:
                 raise _unknown(inner, TABLES[name], origin)
             if one is not None:
                 yield (name, inner), (one, origin)
@@ -180,12 +180,10 @@ def _from_file(
     file: ConfigFile, table: Mapping[str, Any], head: Key
 ) -> Iterator[tuple[Key, _Given]]:
     for key, (value, origin) in _flat(table, file.level, file, head):
-        if key[0] in PATHS and isinstance(value, str):
-            yield key, (_placed(file, key, value, origin), origin)
-        elif key == ("site",) and isinstance(value, dict):
+        if key == ("site",) and isinstance(value, dict):
             yield from _chosen(file, value)
         else:
-            yield key, (value, origin)
+            yield key, (_placed(file, key, value, origin), origin)
 
 
 def _chosen(file: ConfigFile, sites: Mapping[str, Any]) -> Iterator[tuple[Key, _Given]]:
@@ -200,7 +198,14 @@ def _chosen(file: ConfigFile, sites: Mapping[str, Any]) -> Iterator[tuple[Key, _
         yield ("site",), (value, origin)
 
 
-def _placed(file: ConfigFile, key: Key, value: str, origin: Origin) -> str:
+def _placed(file: ConfigFile, key: Key, value: Any, origin: Origin) -> Any:
+    """Return a value with the paths in it seen from the folder of the file."""
+    if isinstance(value, list):
+        return [_placed(file, key, one, origin) for one in value]
+    if isinstance(value, dict):
+        return {name: _placed(file, (*key, name), one, origin) for name, one in value.items()}
+    if key not in PATHS or not isinstance(value, str):
+        return value
     path = os.path.expandvars(value)
     if "$" in path:
         raise _unusable(key, value, origin, "a variable in it is not set")
@@ -213,12 +218,10 @@ def _from_environment() -> Iterator[tuple[Key, _Given]]:
             continue
         origin = Origin("environment", (name,))
         key = _VARIABLES.get(name)
-        table, _, inner = name.removeprefix(_PREFIX).lower().partition("_")
+        table = name.removeprefix(_PREFIX).lower().partition("_")[0]
         if key is not None:
             yield key, (value, origin)
-        elif table in OPEN_TABLES and inner:
-            yield (table, inner), (value, origin)
-        elif table in TABLES or table in OPEN_TABLES or _resembles(name):
+        elif table in TABLES or _resembles(name):
             raise _unknown(name, _VARIABLES, origin)
 
 
@@ -267,7 +270,8 @@ def _unknown(name: str, known: Iterable[str], origin: Origin) -> ConfigError:
         f"write {near} in place of {name}" if near else f"remove {name}, see: hepscale config show"
     )
     if name in RUN_OPTIONS:
-        cause = "it is an option of the executor" + (f"; of workers it is {near!r}" * bool(inside))
+        of = f"; of {near.partition('.')[0]} it is {near!r}" * bool(inside)
+        cause = f"it is an option of the executor{of}"
         fix = f"HepScaleExecutor({name}=...)" + (f", or {fix}" * bool(inside))
     what = "variable" if origin.level == "environment" else "setting"
     return ConfigError(f"There is no {what} {name!r}.", items=_items(origin), cause=cause, fix=fix)

@@ -6,14 +6,14 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-if TYPE_CHECKING:
-    from pydantic import ValidationInfo
+from hepscale.config.cvmfs import CvmfsSettings
+from hepscale.config.table import Count, Folder, Table
 
-__all__ = ["OPEN_TABLES", "PATHS", "RUN_OPTIONS", "TABLES", "Settings", "WorkersSettings", "home"]
+__all__ = ["PATHS", "RUN_OPTIONS", "TABLES", "Settings", "WorkersSettings", "home"]
 
 _LAST_PORT = 65535
 
@@ -35,13 +35,6 @@ def _cache_home() -> Path:
     if folder is None:
         return Path(tempfile.gettempdir()) / f"hepscale-cache-{os.getuid()}"
     return folder / ".cache" / "hepscale"
-
-
-def _absolute(path: Path) -> Path:
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
 
 
 def _words(value: Any) -> Any:
@@ -70,24 +63,10 @@ def _range(ports: tuple[int, int]) -> tuple[int, int]:
     return ports
 
 
-_Folder = Annotated[Path, AfterValidator(_absolute)]
 _Ports = Annotated[tuple[int, int], BeforeValidator(_ports), AfterValidator(_range)]
-_Count = Annotated[int, Field(ge=1)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise ValueError("it is neither true nor false")
-        return value
-
-
-class WorkersSettings(_Table):
+class WorkersSettings(Table):
     """Workers that are started for the user.
 
     Attributes
@@ -108,15 +87,15 @@ class WorkersSettings(_Table):
 
     batch: Literal["local", "slurm", "condor", "sge", "pbs", "torque"] = "local"
     count: Annotated[int, Field(ge=0)] = 0
-    cores: _Count = 1
-    memory_mb: _Count | None = None
-    disk_mb: _Count | None = None
+    cores: Count = 1
+    memory_mb: Count | None = None
+    disk_mb: Count | None = None
     options: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     setup: Annotated[tuple[str, ...], BeforeValidator(_lines)] = ()
     workdir: str | None = None
 
 
-class Settings(_Table):
+class Settings(Table):
     """What a user or a site may set once for all runs.
 
     Attributes
@@ -159,28 +138,32 @@ class Settings(_Table):
     engine: Literal["local", "workqueue", "taskvine"] = "local"
     name: str | None = None
     port: _Ports | None = None
-    password_file: _Folder | None = None
+    password_file: Folder | None = None
     send_credentials: bool = True
     http_proxy: str | None = None
     interposer: str | None = None
     workers: WorkersSettings = WorkersSettings()
-    cvmfs: dict[str, Any] = Field(default_factory=dict)
-    cache_dir: _Folder = Field(default_factory=_cache_home)
-    run_dir: _Folder = Field(default_factory=lambda: _cache_home() / "runs")
-    scratch_dir: _Folder = Field(default_factory=lambda: Path(tempfile.gettempdir()))
+    cvmfs: CvmfsSettings = CvmfsSettings()
+    cache_dir: Folder = Field(default_factory=_cache_home)
+    run_dir: Folder = Field(default_factory=lambda: _cache_home() / "runs")
+    scratch_dir: Folder = Field(default_factory=lambda: Path(tempfile.gettempdir()))
     idle_s: float = Field(default=300.0, gt=0)
     keep_runs: int = Field(default=8, ge=1)
     keep_environments: int = Field(default=8, ge=1)
 
 
 # keys of tables within the settings
-TABLES = {"workers": frozenset(WorkersSettings.model_fields)}
-# tables with keys that somebody else checks
-OPEN_TABLES = frozenset({"cvmfs"})
+TABLES = {
+    "workers": frozenset(WorkersSettings.model_fields),
+    "cvmfs": frozenset(CvmfsSettings.model_fields),
+}
 # options of the executor that belong to an analysis, not to a place
 RUN_OPTIONS = frozenset(
     {"closure", "cores", "environment", "exclude_packages", "extra_packages", "files", "memory_mb"}
     | {"interval_s", "on_partial", "resume", "retries", "wall_s", "watch"}
 )
 # in a file they are relative to its folder
-PATHS = frozenset({"cache_dir", "run_dir", "scratch_dir", "password_file"})
+PATHS = frozenset(
+    {("cache_dir",), ("run_dir",), ("scratch_dir",), ("password_file",)}
+    | {("cvmfs", "config"), ("cvmfs", "keys"), ("cvmfs", "repositories", "keys")}
+)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from hepscale.env import index, interpreter, local, magics, places, resolve
-from hepscale.env.imports import How, Import, find_imports
+from hepscale.env.imports import Import
 from hepscale.env.plan import Need
-from hepscale.env.sources import Note, Sources, Unit
+from hepscale.env.repositories import UsedRepository, repository_of
+from hepscale.env.sources import Note, Sources
+from hepscale.env.walk import Found, Origin, Walk
 from hepscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,36 +23,6 @@ if TYPE_CHECKING:
     from hepscale.env.local import LocalModule
 
 __all__ = ["Analysis", "Found", "Origin", "UsedDistribution", "UsedModule", "examine"]
-
-# our own computed imports are nothing that a user could do something about
-_OWN = "hepscale"
-
-Origin = Literal["standard", "installed", "local", "missing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One import, and where it comes from.
-
-    Attributes
-    ----------
-    name
-        The dotted name as it is written.
-    where
-        Such as "cell 3, line 2".
-    how
-        "sure", "guarded" (the code goes on without it) or "dynamic".
-    origin
-        The standard library, an installed distribution, local code, or nowhere.
-    provider
-        Name of the distribution or of the local module.
-    """
-
-    name: str
-    where: str
-    how: How
-    origin: Origin
-    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +88,9 @@ class Analysis:
         What could not be found, and what to do about it.
     notes
         Other things to know: syntax errors, computed names, packages that a cell installs.
+    repositories
+        Repositories of CVMFS that are needed, by name; what is imported from there is no part of
+        the closure.
     """
 
     source: str
@@ -128,6 +101,7 @@ class Analysis:
     modules: tuple[UsedModule, ...]
     missing: tuple[resolve.Missing, ...]
     notes: tuple[Note, ...]
+    repositories: tuple[UsedRepository, ...]
     need: Need = field(repr=False, compare=False)
 
     @property
@@ -179,7 +153,7 @@ def examine(
     if python is not None:
         # what this process imports is another matter
         lookup, linked = "never", places.linked(here)
-    walk = _Walk(here, (*places.search(folder, found.paths, here), *linked), lookup)
+    walk = Walk(here, known, (*places.search(folder, found.paths, here), *linked), lookup)
     walk.add(found.units, package)
     for one in roots:
         walk.take(one)
@@ -189,7 +163,8 @@ def examine(
     outside = [*walk.outside, *_of_editable(walk, known), *_of_shared(walk, known)]
     resolution = resolve.resolve(outside, known, here, extra=wanted, exclude=exclude, cache=cache)
     missing = {one.name for one in resolution.missing}
-    taken = resolution.taken
+    taken = [one for one in resolution.taken if not _of_repository(one, walk)]
+    _of_interpreter(here, walk)
     need = Need(
         here,
         known,
@@ -217,11 +192,12 @@ def examine(
         tuple(_used(one, walk.reasons) for one in need.modules),
         resolution.missing,
         (*_open(found.notes, known), *_open(walk.notes, known), *_of_absent(walk, known)),
+        tuple(UsedRepository(*one) for one in sorted(_reasons(walk))),
         need,
     )
 
 
-def _of_editable(walk: _Walk, known: Index) -> Iterator[Import]:
+def _of_editable(walk: Walk, known: Index) -> Iterator[Import]:
     """Yield local modules that are installed as editable: their metadata and requirements are."""
     for name in walk.modules:
         owner = known.owner(name)
@@ -229,7 +205,7 @@ def _of_editable(walk: _Walk, known: Index) -> Iterator[Import]:
             yield Import(name, next(iter(walk.reasons.get(name, ())), "local code"), "guarded")
 
 
-def _of_shared(walk: _Walk, known: Index) -> Iterator[Import]:
+def _of_shared(walk: Walk, known: Index) -> Iterator[Import]:
     """Yield imports of what is installed in namespaces that also have a local part."""
     for one in walk.inside:
         top = one.name.partition(".")[0]
@@ -237,6 +213,27 @@ def _of_shared(walk: _Walk, known: Index) -> Iterator[Import]:
             for name in (one.name, *(f"{one.name}.{member}" for member in one.members)):
                 if known.module_file(name):
                     yield replace(one, name=name, members=())
+
+
+def _of_repository(taken: resolve.Taken, walk: Walk) -> bool:
+    """Return whether a distribution is installed in a repository, which is then needed."""
+    name = repository_of(taken.distribution.site)
+    if name:
+        for reason in taken.reasons:
+            walk.need(name, reason)
+    return bool(name)
+
+
+def _of_interpreter(here: Interpreter, walk: Walk) -> None:
+    for place in (here.executable, here.base_executable, here.stdlib):
+        if name := repository_of(place):
+            walk.need(name, f"Python: {place}")
+            return
+
+
+def _reasons(walk: Walk) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for name, reasons in walk.repositories.items():
+        yield name, tuple(reasons)
 
 
 def _open(notes: Iterable[Note], known: Index) -> Iterator[Note]:
@@ -247,7 +244,7 @@ def _open(notes: Iterable[Note], known: Index) -> Iterator[Note]:
             yield note
 
 
-def _of_absent(walk: _Walk, known: Index) -> Iterator[Note]:
+def _of_absent(walk: Walk, known: Index) -> Iterator[Note]:
     """Yield notes of modules that the installed packages do not have."""
     for one in walk.outside:
         owner = known.owner(one.name)
@@ -273,6 +270,8 @@ def _with_provider(one: Found, known: Index, missing: set[str]) -> Found:
     owner = known.owner(one.name) or known.owner(one.name.partition(".")[0])
     if owner is None or one.name in missing:
         return Found(one.name, one.where, one.how, "missing")
+    if repository := repository_of(known.distributions[owner].site):
+        return Found(one.name, one.where, one.how, "cvmfs", repository)
     return Found(one.name, one.where, one.how, "installed", owner)
 
 
@@ -280,118 +279,3 @@ def _used(module: LocalModule, reasons: Mapping[str, Sequence[str]]) -> UsedModu
     files = tuple(path for _, path in module.files)
     size = sum(os.stat(path).st_size for path in files)
     return UsedModule(module.name, files, size, tuple(reasons.get(module.name, ())))
-
-
-class _Walk:
-    """Follows imports from the code through local modules, and sorts them by where they lead."""
-
-    def __init__(self, here: Interpreter, search: Sequence[str], lookup: local.Here) -> None:
-        self.imports: list[Found] = []
-        self.outside: list[Import] = []
-        self.inside: list[Import] = []
-        self.modules: dict[str, LocalModule] = {}
-        self.reasons: dict[str, list[str]] = {}
-        self.notes: list[Note] = []
-        self._here = here
-        self._search = search
-        self._lookup = lookup
-        self._absent: set[str] = set()
-        self._files: dict[str, dict[str, str]] = {}
-        self._read: set[str] = set()
-        # each with the package that it stands in
-        self._waiting: deque[tuple[Import, str]] = deque()
-
-    def add(self, units: Iterable[Unit], package: str = "") -> None:
-        """Take the imports of pieces of code that belong to a package, or to none."""
-        for unit in units:
-            self._add(find_imports(unit), package)
-
-    def take(self, one: Import) -> None:
-        """Take one more import."""
-        self._waiting.append((one, ""))
-
-    def take_local(self, name: str) -> bool:
-        """Take a local module if there is one of this name."""
-        found = name.isidentifier() and self._local(name)
-        if found:
-            self.take(Import(name, "asked for", "sure"))
-        return found
-
-    def follow(self) -> None:
-        """Follow all imports to their ends."""
-        while self._waiting:
-            one, package = self._waiting.popleft()
-            if one.level:
-                above = package.split(".")[: -one.level + 1 or None]
-                if package and above and self._local(above[0]):
-                    name = ".".join(filter(None, (*above, one.name)))
-                    self._follow_local(replace(one, name=name, level=0))
-                continue
-            top = one.name.partition(".")[0]
-            if one.how == "dynamic" or not top:
-                # a note tells of it
-                continue
-            if self._local(top):
-                self._note(one, "local", top)
-                self._follow_local(one)
-                self.inside.append(one)
-            elif top in self._here.stdlib_names:
-                self._note(one, "standard")
-            else:
-                self._note(one, "installed")
-                self.outside.append(one)
-
-    def _add(self, found: tuple[tuple[Import, ...], tuple[Note, ...]], package: str) -> None:
-        self._waiting += [(one, package) for one in found[0]]
-        if package.partition(".")[0] != _OWN:
-            self.notes += found[1]
-
-    def _note(self, one: Import, origin: Origin, provider: str = "") -> None:
-        self.imports.append(Found(one.name, one.where, one.how, origin, provider))
-
-    def _local(self, name: str) -> bool:
-        if name in self.modules:
-            return True
-        if name in self._absent:
-            return False
-        module = local.find_local(name, self._search, self._lookup)
-        if module is None:
-            self._absent.add(name)
-            return False
-        self.modules[name] = module
-        self._files[name] = {below: path for below, path in module.files if below.endswith(".py")}
-        return True
-
-    def _follow_local(self, one: Import) -> None:
-        """Read those files of a local package that an import executes."""
-        top = one.name.partition(".")[0]
-        reasons = self.reasons.setdefault(top, [])
-        if one.where not in reasons:
-            reasons.append(one.where)
-        files = self._files[top]
-        if "*" in one.members:
-            inside = f"{one.name.replace('.', '/')}/"
-            wanted = {below for below in files if below.startswith(inside)}
-        else:
-            wanted = set()
-        parts = one.name.split(".")
-        dotted = [".".join(parts[: at + 1]) for at in range(len(parts))]
-        for name in (*dotted, *(f"{one.name}.{member}" for member in one.members)):
-            stem = name.replace(".", "/")
-            wanted |= {f"{stem}/__init__.py", f"{stem}.py"} & files.keys()
-        for below in sorted(wanted - self._read):
-            self._read.add(below)
-            path = files[below]
-            package = os.path.dirname(below).replace("/", ".")
-            self._add(_imports_of(path, below, os.stat(path).st_mtime_ns), package)
-
-
-@lru_cache(maxsize=4096)
-def _imports_of(
-    path: str, below: str, _mtime_ns: int
-) -> tuple[tuple[Import, ...], tuple[Note, ...]]:
-    try:
-        source = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise local.unreadable(path, error) from error
-    return find_imports(Unit(below, source, path))

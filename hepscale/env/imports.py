@@ -19,6 +19,7 @@ from hepscale.env.expressions import (
     literal,
     suppresses_import_error,
 )
+from hepscale.env.repositories import mentioned
 from hepscale.env.units import CellMagic, Note, Unit, cell_magic, parse
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _TELLING = (
     *(ast.Import, ast.ImportFrom, ast.Call, ast.If, ast.Try, ast.TryStar, ast.With, ast.AsyncWith),
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda),
 )
-_LEAVES = (ast.Name, ast.Constant, ast.expr_context, ast.operator)
+_LEAVES = (ast.Name, ast.expr_context, ast.operator)
 _MOST_DEEP = 5
 
 
@@ -81,12 +82,23 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What one unit holds; `folders` are those that it puts on ``sys.path`` or changes to."""
+    """What one unit holds.
+
+    Attributes
+    ----------
+    imports, notes, scripts
+        In the order of its lines.
+    folders
+        Those that it puts on ``sys.path`` or changes to.
+    repositories
+        Of CVMFS, whose paths stand in its texts, each with the place.
+    """
 
     imports: tuple[Import, ...]
     notes: tuple[Note, ...]
     scripts: tuple[Script, ...]
     folders: tuple[str, ...]
+    repositories: tuple[tuple[str, str], ...] = ()
 
 
 def find_imports(unit: Unit) -> tuple[tuple[Import, ...], tuple[Note, ...]]:
@@ -105,6 +117,7 @@ def examine(unit: Unit) -> Findings:
         tuple(finder.notes),
         tuple(finder.scripts),
         tuple(dict.fromkeys(finder.folders)),
+        tuple(dict.fromkeys(finder.repositories)),
     )
 
 
@@ -136,6 +149,7 @@ class _Finder:
         self.notes: list[Note] = []
         self.scripts: list[Script] = []
         self.folders: list[str] = []
+        self.repositories: list[tuple[str, str]] = []
 
     def text(self, source: str, here: _Here, *, is_cell: bool) -> None:
         if here.depth > _MOST_DEEP:
@@ -158,6 +172,12 @@ class _Finder:
             node, here = work.pop()
             if isinstance(node, _TELLING):
                 work.extend(reversed(self._look(node, here)))
+            elif isinstance(node, ast.Constant):
+                if isinstance(node.value, str):
+                    self._mention(node.value, here.line(node))
+            elif isinstance(node, ast.Expr) and literal(node.value) is not None:
+                # a docstring
+                continue
             elif not isinstance(node, _LEAVES):
                 work.extend(reversed(_each(ast.iter_child_nodes(node), here)))
 
@@ -345,7 +365,11 @@ class _Finder:
                 "write the script's name, so that its imports can be found",
             )
 
+    def _mention(self, text: str, line: int) -> None:
+        self.repositories += [(name, self._where(line)) for name in mentioned(text)]
+
     def _shell(self, command: str, line: int) -> None:
+        self._mention(command, line)
         for install in magics.installs(command):
             text = f"{install}: not run for a pack, which takes what is installed already"
             self._note(line, text, install)

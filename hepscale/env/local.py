@@ -21,6 +21,7 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Literal
 
+from hepscale.env import repositories
 from hepscale.errors import PayloadError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def is_installed(path: str) -> bool:
     given = Path(path).absolute()
     # Only folders are resolved: some installers fill site-packages with links to single files.
     real = given.resolve() if given.is_dir() else given.parent.resolve() / given.name
-    if any(place.is_relative_to("/cvmfs") for place in (given, real)):
+    if any(place.is_relative_to(repositories.TOP) for place in (given, real)):
         return True
     if not {"site-packages", "dist-packages"}.isdisjoint(real.parts):
         return True

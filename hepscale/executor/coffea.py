@@ -42,6 +42,7 @@ from hepscale.executor.task import Chunk, Notice, Resources
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from hepscale.executor.cvmfs import CvmfsConfig
     from hepscale.executor.job import Observer
     from hepscale.view import RunState
     from hepscale.view.gallery import Watch
@@ -124,6 +125,8 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         exception in it is told once and does not end the run.
     interval_s
         Least seconds between two of these calls. The run waits for them.
+    cvmfs
+        Repositories that tasks find below ``/cvmfs``; None: what the settings say.
 
     Raises
     ------
@@ -151,6 +154,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     watch: Watch | None = None
     on_partial: Callable[[Any, RunState], object] | None = None
     interval_s: float = 1.0
+    cvmfs: CvmfsConfig | None = None
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -264,6 +268,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             port=self.port,
             password_file=self.password_file,
             run_dir=self.run_dir,
+            cvmfs=self.cvmfs and self.cvmfs.table(),
         )
 
     def _slots(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hepscale.env.environment import CLOSURES
 from hepscale.errors import ConfigError, misspelt
 from hepscale.executor import placing
+from hepscale.executor.cvmfs import CvmfsConfig
 
 if TYPE_CHECKING:
     from hepscale.executor.coffea import HepScaleExecutor
@@ -51,6 +52,12 @@ def check(given: HepScaleExecutor) -> None:
             f"on_partial={given.on_partial!r} cannot be used.",
             cause="it is a function of the partial output and the state of the run",
             fix="HepScaleExecutor(on_partial=lambda output, state: ...)",
+        )
+    if given.cvmfs is not None and not isinstance(given.cvmfs, CvmfsConfig):
+        raise ConfigError(
+            f"cvmfs={given.cvmfs!r} cannot be used.",
+            cause="it says which repositories there are, and where",
+            fix='HepScaleExecutor(cvmfs=CvmfsConfig(repositories=["cms.cern.ch"], ...))',
         )
     if not _is_duration(given.interval_s):
         raise ConfigError(

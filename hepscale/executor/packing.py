@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from hepscale.env import api, archive, environment, local
 from hepscale.env.imports import Import
 from hepscale.env.left_out import local_names
+from hepscale.env.repositories import repositories
 from hepscale.errors import ConfigError, PayloadError
+from hepscale.executor import cvmfs
 from hepscale.executor.task import Notice
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class RunEnvironment:
     modules
         Local modules that the notebook imports, beside those that the pickle refers to.
     missing
-        What the analysis imports and nobody has installed, with what to do about it.
+        What the analysis imports and nobody has installed, and repositories that nobody has
+        configured, with what to do about it.
     archive
         The name of the given archive; empty where there is none.
     excluded
@@ -189,6 +192,7 @@ class _Packer:
         )
         self._index = found.need.index
         made = environment.build(api.planned(found), self._store, closure, self._tell)
+        settings = self._wanted.settings
         known = found.need.index.distributions
         unwanted = frozenset(name for one in found.need.excluded for name in known[one].modules)
         watched = {*made.absent, *_beside()} - {*self._missed} - unwanted
@@ -196,7 +200,7 @@ class _Packer:
             replace(made, absent=tuple(sorted(watched))),
             self.widen,
             tuple(one.name for one in found.modules),
-            tuple(_missing(found)),
+            (*_missing(found), *cvmfs.unreachable(repositories(found), settings.cvmfs)),
             excluded=unwanted,
         )
 

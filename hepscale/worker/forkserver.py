@@ -299,6 +299,7 @@ def main(settings_path: str) -> None:
     # a packed interpreter knows its own
     if settings.get("sys_path") is not None:
         sys.path[:] = settings["sys_path"]
+    sys.path += settings.get("more_path", ())
     absent.watch(settings.get("known", ()))
     in_use = scratch.hold_environment(sys.prefix)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,6 +13,7 @@ from packed import calculate, failing
 from site_folder import Prefix, direct_url
 
 from hepscale import ConfigError, HepScaleExecutor
+from hepscale.env import repositories
 from hepscale.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("few", "nothing_left")
@@ -267,3 +268,36 @@ def test_metadata_of_an_editable_install(tmp_path, monkeypatch):
     assert calculate(work) == [("1.0", 4, "barrel", False)] * 3
     (project / "detector/__init__.py").write_text("LAYERS = 5\n")
     assert calculate(work) == [("1.0", 5, "barrel", False)] * 3
+
+
+# -- repositories of CVMFS -------------------------------------------------------------------------
+
+
+def test_what_is_imported_from_a_repository_is_not_sent(told, tmp_path, monkeypatch):
+    folder = tmp_path / "cvmfs/a.example.org/py"
+    folder.mkdir(parents=True)
+    (folder / "mounted.py").write_text("")
+    monkeypatch.setattr(repositories, "TOP", str(tmp_path / "cvmfs"))
+    monkeypatch.syspath_prepend(folder)
+
+    def work(item):
+        import mounted
+
+        return mounted.__file__
+
+    assert calculate(work, status=True) == [str(folder / "mounted.py")] * 3
+    assert told() == []
+
+
+def test_repositories_that_tasks_may_not_find_are_told(told, tmp_path, monkeypatch):
+    (tmp_path / "uses_cvmfs.py").write_text("FILE = '/cvmfs/not-here.example.org/x.json'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work(item):
+        import uses_cvmfs
+
+        return uses_cvmfs.FILE
+
+    assert calculate(work, status=True) == ["/cvmfs/not-here.example.org/x.json"] * 3
+    (line,) = told()
+    assert "/cvmfs/not-here.example.org, which is neither configured nor mounted" in line

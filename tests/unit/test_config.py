@@ -115,16 +115,19 @@ def test_the_stronger_of_two_levels_wins(layout, monkeypatch, weak, strong):
 
 def test_tables_are_put_together_key_by_key(layout, monkeypatch):
     layout.write(
-        "user", 'workers = {batch = "slurm", cores = 4, disk_mb = 7}\ncvmfs.a = 1\ncvmfs.b = 2\n'
+        "user",
+        'workers = {batch = "slurm", cores = 4, disk_mb = 7}\n'
+        'cvmfs.proxies = "DIRECT"\ncvmfs.quota_mb = 2\n',
     )
-    layout.write("project", "workers.cores = 2\ncvmfs.b = 3\n")
+    layout.write("project", "workers.cores = 2\ncvmfs.quota_mb = 3\n")
     monkeypatch.setenv("HEPSCALE_WORKERS_MEMORY_MB", "4000")
-    monkeypatch.setenv("HEPSCALE_CVMFS_C", "4")
+    monkeypatch.setenv("HEPSCALE_CVMFS_RETRIES", "4")
     settings = load_settings(workers={"count": 9, "disk_mb": None})
     workers = settings.workers
     assert workers.disk_mb == 7
     assert (workers.batch, workers.cores, workers.memory_mb, workers.count) == ("slurm", 2, 4000, 9)
-    assert settings.cvmfs == {"a": 1, "b": 3, "c": "4"}
+    cvmfs = settings.cvmfs
+    assert (cvmfs.proxies, cvmfs.quota_mb, cvmfs.retries) == ("DIRECT", 3, 4)
 
 
 def test_defaults_are_those_of_one_machine(layout):
@@ -175,7 +178,7 @@ def test_one_word_moves_to_a_cluster(layout, monkeypatch):
     assert (settings.site, settings.engine) == ("my-cluster", "workqueue")
     assert settings.scratch_dir == Path("/scratch")
     assert (settings.workers.batch, settings.workers.count) == ("slurm", 50)
-    assert settings.cvmfs == {"repositories": ["cms.cern.ch"]}
+    assert [one.name for one in settings.cvmfs.repositories] == ["cms.cern.ch"]
     monkeypatch.setenv("HEPSCALE_SITE", "my-cluster")
     assert load_settings() == settings
     assert load_settings("").engine == "local"

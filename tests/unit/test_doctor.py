@@ -174,3 +174,34 @@ def test_limits_without_control_groups(tmp_path, monkeypatch):
     assert doctor.memory_limit_bytes(tmp_path) == 0
     write(tmp_path, {"proc/meminfo": "MemTotal: 16000000 kB\n"})
     assert doctor.memory_limit_bytes(tmp_path) == 16_384_000_000
+
+
+# -- sandbox and CVMFS -----------------------------------------------------------------------------
+
+
+def test_without_user_namespaces_there_is_no_sandbox(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_refused_namespaces", lambda: "operation not permitted")
+    monkeypatch.setattr(doctor, "_CVMFS", tmp_path / "none")
+    assert find("sandbox").status == "warn"
+    assert "operation not permitted" in find("sandbox").fact
+    assert "nothing can be mounted" in find("CVMFS").fact
+
+
+def test_cvmfs_needs_a_mount_or_fuse(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_refused_namespaces", lambda: "")
+    monkeypatch.setattr(doctor, "_CVMFS", tmp_path / "cvmfs")
+    monkeypatch.setattr(doctor, "_FUSE", tmp_path / "fuse")
+    assert f"{tmp_path}/fuse cannot be opened" in find("CVMFS").fact
+    (tmp_path / "fuse").touch()
+    assert find("CVMFS").status == "ok"
+    (tmp_path / "fuse").unlink()
+    (tmp_path / "cvmfs/cms.cern.ch").mkdir(parents=True)
+    assert find("CVMFS").fact == "mounted: cms.cern.ch"
+    assert find("CVMFS").status == "ok"
+
+
+def test_cvmfs_settings_that_lack_something(monkeypatch):
+    monkeypatch.setenv("HEPSCALE_CVMFS_REPOSITORIES", "a.example.org")
+    monkeypatch.setenv("HEPSCALE_CVMFS_SERVERS", "http://server/@fqrn@")
+    assert find("CVMFS").status == "warn"
+    assert "No " in find("CVMFS").fact

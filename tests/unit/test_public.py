@@ -12,9 +12,9 @@ import pytest
 import hepscale
 
 PUBLIC = """
-ChunkFailure ChunksFailed ConfigError EngineError HepScaleError HepScaleExecutor InputError
-MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError RunInterrupted
-Workers __version__ analyze last_run pack run_uproot_job shutdown
+ChunkFailure ChunksFailed ConfigError CvmfsConfig EngineError HepScaleError HepScaleExecutor
+InputError MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError
+RunInterrupted Workers __version__ analyze last_run pack run_uproot_job shutdown
 """
 
 EXECUTOR = {
@@ -43,6 +43,7 @@ EXECUTOR = {
     "watch": None,
     "on_partial": None,
     "interval_s": 1.0,
+    "cvmfs": None,
 }
 
 JOB = {

@@ -85,6 +85,7 @@ class Shipment:
             "idle_s": self._idle_s,
             "preload": self._preload,
             "sys_path": None if environment else warm.installed_path(),
+            "more_path": warm.mounted_path() if environment else (),
             "known": environment.absent if environment else (),
         }
         about = [served, environment.digest if environment else sys.executable]

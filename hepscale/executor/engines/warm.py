@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from hepscale.env import api
 from hepscale.env.local import is_installed
+from hepscale.env.repositories import repository_of
 from hepscale.env.store import drop_damaged
 from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
 from hepscale.worker import READY, VERSION, scratch
@@ -34,6 +35,7 @@ __all__ = [
     "give_back",
     "installed_path",
     "lease",
+    "mounted_path",
     "scratch_unusable",
     "shutdown",
     "told_by_stage0",
@@ -185,7 +187,8 @@ def lease(
     # packages that were installed or updated meanwhile want a fresh interpreter
     state: object = tuple((entry, _mtime_ns(entry)) for entry in path)
     if environment is not None:
-        state, path = (environment.digest, environment.absent), []
+        path = mounted_path()
+        state = (environment.digest, environment.absent, *path)
     place = (str(settings.scratch_dir), str(settings.cache_dir), settings.idle_s)
     key = (os.getpid(), sys.executable, state, place, preload, within)
     prefix = unpacked(settings, environment)
@@ -232,6 +235,11 @@ atexit.register(shutdown)
 def installed_path() -> list[str]:
     """Return the folders of ``sys.path`` in which packages are installed."""
     return [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
+
+
+def mounted_path() -> list[str]:
+    """Return the folders of ``sys.path`` in repositories of CVMFS, which are not packed."""
+    return [entry for entry in sys.path if repository_of(entry)]
 
 
 def told_by_stage0(said: str) -> tuple[str, list[str], str, str] | None:
@@ -346,7 +354,8 @@ def _start(
         "idle_s": settings.idle_s,
         "preload": preload,
         # a packed interpreter knows where its packages are
-        "sys_path": path or None,
+        "sys_path": None if environment else path or None,
+        "more_path": path if environment else (),
         "known": environment.absent if environment else (),
     }
     try:
