@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from objects import closed, named, serving, silent, stored
 
-from hepscale.worker.cvmfs import ObjectError, RepositoryError
+from hepscale.worker.cvmfs import ObjectError, RepositoryError, store
 from hepscale.worker.cvmfs.cache import Cache
 from hepscale.worker.cvmfs.check import check
 from hepscale.worker.cvmfs.fetch import Fetcher
@@ -662,6 +662,25 @@ def wait_for(condition):
         assert time.monotonic() < end
         time.sleep(0.01)
     return found
+
+
+def test_who_is_stopped_does_not_stop_all(server, fetcher, folder, monkeypatch):
+    monkeypatch.setattr(store, "_PATIENCE_S", 0.2)
+    cache, name = Cache(str(folder)), put(server, PLAIN)
+    code = (
+        "import sys; from hepscale.worker.cvmfs.names import Name;"
+        "from hepscale.worker.cvmfs.store import Store;"
+        "lock = Store(sys.argv[1], is_alien=False).alone(Name.parse(sys.argv[2]));"
+        "lock.__enter__(); print(flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with run(code, str(folder), name.text, **pipes) as process:
+        assert process.stdout.readline() == b"\n"
+        process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert read(cache.open(name, fetcher)) == PLAIN
+        assert time.monotonic() - began >= 0.2, "it was waited for"
+        process.kill()
 
 
 def test_a_large_object_takes_little_memory(server, fetcher, folder):

@@ -413,7 +413,7 @@ def squid(tmp_path):
         "pinger_enable off\nvisible_hostname test\n"
     )
     process = subprocess.Popen(
-        [program, "-N", "-f", config],
+        [program, "-N", "-n", f"hepscale{os.getpid()}", "-f", config],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -422,8 +422,12 @@ def squid(tmp_path):
         _connect(address, process)
         yield address
     finally:
-        process.kill()
-        process.communicate()
+        # so that it removes its shared memory
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
 
 
 def _connect(address, process):

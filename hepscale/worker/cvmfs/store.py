@@ -33,6 +33,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 _QUOTA, _DIGESTS = 1 << 62, (1 << 62) + 1
 _STALE_S = 60.0
 _TOUCHED_S = 600.0
+_PATIENCE_S = 120.0
 _LEFT_AFTER_CLEANING = 0.75
 _BLOCK_BYTES = 4096
 _SIZE_DIGITS = 20
@@ -344,18 +345,25 @@ def _on_disk(size: int) -> int:
 
 
 def _lock(descriptor: int, place: int, kind: int) -> bool:
-    """Wait for a byte of an open file; return whether that took time."""
+    """Wait for a byte of an open file; return whether that took time.
+
+    Not for ever: who holds it may have been stopped, as batch systems do. Without a lock objects
+    stay whole, and some are fetched twice.
+    """
     wanted = _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            # a file system without locks: objects stay whole, some are fetched twice
-            return False
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, wanted)
-        return True
-    return False
+    waited_s, pause_s = 0.0, 0.001
+    while waited_s < _PATIENCE_S:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                # a file system without locks
+                return False
+        else:
+            return waited_s > 0
+        time.sleep(pause_s)
+        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, 0.02)
+    return True
 
 
 def _remove_unless_held(path: str) -> None:
