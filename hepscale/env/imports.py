@@ -25,7 +25,7 @@ from hepscale.env.units import CellMagic, Note, Unit, cell_magic, parse
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Findings", "How", "Import", "Script", "examine", "find_imports"]
+__all__ = ["Findings", "How", "Import", "Script", "examine"]
 
 How: TypeAlias = Literal["sure", "guarded", "dynamic"]
 
@@ -99,12 +99,6 @@ class Findings:
     scripts: tuple[Script, ...]
     folders: tuple[str, ...]
     repositories: tuple[tuple[str, str], ...] = ()
-
-
-def find_imports(unit: Unit) -> tuple[tuple[Import, ...], tuple[Note, ...]]:
-    """Return what a unit imports, in the order of its lines, and what the user should know."""
-    found = examine(unit)
-    return found.imports, found.notes
 
 
 @lru_cache(maxsize=1024)

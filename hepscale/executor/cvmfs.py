@@ -140,7 +140,7 @@ def for_workers(
     """
     if not config.repositories:
         return None
-    given = _source(config)
+    given = config.config or (SYSTEM if SYSTEM.is_dir() else None)
     each = {
         one.name: _Given(one.name, parameters(given, one.name, environ) if given else {}, given)
         for one in config.repositories
@@ -207,12 +207,6 @@ class _Given:
 
     def filled(self, text: str) -> str:
         return text.replace("@fqrn@", self.name).replace("@org@", self.name.partition(".")[0])
-
-
-def _source(config: CvmfsSettings) -> Path | None:
-    if config.config is not None:
-        return config.config
-    return SYSTEM if SYSTEM.is_dir() else None
 
 
 def _text(found: Mapping[str, Parameter], key: str) -> str:
@@ -335,8 +329,7 @@ def _proxies(common: Mapping[str, Parameter]) -> str:
     try:
         usable_proxies(text)
         if others:
-            groups = [g for g in f"{text};{others}".split(";") if g.strip() not in ("", "DIRECT")]
-            text = usable_proxies(";".join(groups))
+            text = usable_proxies(_without_direct(f"{text};{others}"))
     except ValueError as error:
         raise ConfigError(
             "The proxies of CVMFS cannot be used." if where else "No proxy is given for CVMFS.",
@@ -345,6 +338,12 @@ def _proxies(common: Mapping[str, Parameter]) -> str:
             fix='CvmfsConfig(proxies="http://squid:3128"), or proxies="DIRECT" for none',
         ) from None
     return text
+
+
+def _without_direct(proxies: str) -> str:
+    groups = ([one.strip() for one in group.split("|")] for group in proxies.split(";"))
+    kept = ([one for one in group if one not in ("", "DIRECT")] for group in groups)
+    return ";".join("|".join(group) for group in kept if group)
 
 
 def _number(given: float | None, found: Mapping[str, Parameter], key: str, default: float) -> float:

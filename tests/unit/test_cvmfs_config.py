@@ -166,6 +166,12 @@ def test_keys_are_sent_as_text(told, keys):
     [
         ("CVMFS_FALLBACK_PROXY='http://f1|http://f2'", "http://a:3128|http://b:3128;http://f1|http://f2"),
         ("CVMFS_FALLBACK_PROXY='http://f1;DIRECT'", "http://a:3128|http://b:3128;http://f1"),
+        (
+            "CVMFS_FALLBACK_PROXY=http://f\nCVMFS_HTTP_PROXY='http://a|DIRECT; DIRECT'",
+            "http://a;http://f",
+        ),
+        ("CVMFS_FALLBACK_PROXY=http://f\nCVMFS_HTTP_PROXY=DIRECT", "http://f"),
+        ("CVMFS_HTTP_PROXY='http://a|DIRECT'", "http://a|DIRECT"),
         ("CVMFS_HTTP_PROXY=DIRECT", "DIRECT"),
     ],
 )  # fmt: skip
@@ -182,7 +188,7 @@ def test_fallback_proxies_come_last_and_rule_direct_out(told, line, proxies):
         ("CVMFS_HTTP_PROXY=", ['say "DIRECT"', "own.conf:4", 'proxies="DIRECT"']),
         ("CVMFS_HTTP_PROXY=' ; '", ['say "DIRECT"']),
         ("CVMFS_HTTP_PROXY='auto;DIRECT'", ["name the proxies"]),
-        ("CVMFS_HTTP_PROXY='http://a|DIRECT'", ["a group of its own"]),
+        ("CVMFS_HTTP_PROXY=DIRECT\nCVMFS_FALLBACK_PROXY=DIRECT", ['say "DIRECT"']),
         ("CVMFS_PUBLIC_KEY=/nowhere.pub", ["/nowhere.pub", "no such file"]),
         ("CVMFS_PUBLIC_KEY=$KEYS/../configured/own.conf", ["holds no public key"]),
         ("CVMFS_SERVER_URL=", ["No server", NAME, "servers ="]),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hepscale.env.imports import Import, examine, find_imports
+from hepscale.env.imports import Import, examine
 from hepscale.env.sources import Note, Unit, from_file
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "imports"
@@ -232,7 +232,7 @@ def line_of(where: str, label: str) -> str:
 def told(unit: Unit) -> list[str]:
     """Return the imports of a unit, each on one line."""
     lines = []
-    for one in find_imports(unit)[0]:
+    for one in examine(unit).imports:
         name = "." * one.level + one.name
         members = f"({' '.join(one.members)})" if one.members else ""
         flags = ("" if one.how == "sure" else one.how, "lazy" if one.lazy else "")
@@ -253,7 +253,7 @@ def test_imports_are_found_where_the_user_sees_them(name: str) -> None:
 @pytest.mark.parametrize("name", [*SCRIPTS, *CELLS])
 def test_the_user_is_told_what_matters_and_nothing_else(name: str) -> None:
     unit = fixture(name)
-    notes = list(find_imports(unit)[1])
+    notes = list(examine(unit).notes)
     if name in ERRORS:
         line, text = ERRORS[name]
         note = notes.pop(0)
@@ -276,7 +276,8 @@ def test_every_fixture_is_used() -> None:
 
 
 def test_a_computed_name_is_an_import_without_a_name() -> None:
-    assert find_imports(Unit("a.py", "def f():\n    __import__(x)\n")) == (
+    found = examine(Unit("a.py", "def f():\n    __import__(x)\n"))
+    assert (found.imports, found.notes) == (
         (Import("", "a.py, line 2", "dynamic", lazy=True),),
         (
             Note(
@@ -289,7 +290,7 @@ def test_a_computed_name_is_an_import_without_a_name() -> None:
 
 
 def test_installing_is_told_with_the_command_to_type() -> None:
-    _, (note,) = find_imports(cell("import x\n!pip install hist; ls"))
+    (note,) = examine(cell("import x\n!pip install hist; ls")).notes
     assert note == Note(
         "cell 1, line 2",
         "pip install hist: not run for a pack, which takes what is installed already",
@@ -298,7 +299,7 @@ def test_installing_is_told_with_the_command_to_type() -> None:
 
 
 def test_passwords_are_not_repeated() -> None:
-    for note in find_imports(fixture("install.ipy"))[1]:
+    for note in examine(fixture("install.ipy")).notes:
         assert "secret" not in note.text + note.fix
 
 
@@ -330,9 +331,9 @@ def test_folders_that_the_code_adds_to_the_path_are_named() -> None:
 
 def test_all_imports_of_uncertain_code_are_guarded_and_its_errors_are_not_told() -> None:
     source = "import numpy\nx =\n!pip install y\n__import__(name)"
-    imports, notes = find_imports(Unit("cell 1", source, is_cell=True, certain=False))
-    assert [one.how for one in imports] == ["guarded", "dynamic"]
-    assert [note.where for note in notes] == ["cell 1, line 3", "cell 1, line 4"]
+    found = examine(Unit("cell 1", source, is_cell=True, certain=False))
+    assert [one.how for one in found.imports] == ["guarded", "dynamic"]
+    assert [note.where for note in found.notes] == ["cell 1, line 3", "cell 1, line 4"]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,7 @@ def test_deep_nesting_is_survived(nested: str) -> None:
     for is_cell in (True, False):
         unit = Unit("deep", f"import numpy\nx = {nested}\nimport hist", is_cell=is_cell)
         assert told(unit) == ["1 numpy", "3 hist"]
-        for note in find_imports(unit)[1]:
+        for note in examine(unit).notes:
             assert note.where == "deep, line 2"
             assert "nested" in note.text
 
@@ -401,14 +402,14 @@ def in_new_process(code: str, *args: str) -> str:
 def test_ipython_is_imported_for_magics_only() -> None:
     code = """
 import sys
-from hepscale.env.imports import find_imports
+from hepscale.env.imports import examine
 from hepscale.env.sources import Unit, from_file
 for name in sys.argv[1:]:
     for unit in from_file(name).units:
-        find_imports(unit)
-find_imports(Unit("cell 1", "%%time\\nimport numpy", is_cell=True))
+        examine(unit)
+examine(Unit("cell 1", "%%time\\nimport numpy", is_cell=True))
 assert "IPython" not in sys.modules and "nbformat" not in sys.modules
-find_imports(Unit("cell 1", "%time import numpy", is_cell=True))
+examine(Unit("cell 1", "%time import numpy", is_cell=True))
 print("IPython" in sys.modules, "numpy" in sys.modules)
 """
     # A notebook exported as a script holds magics in calls of get_ipython().
@@ -428,10 +429,10 @@ def test_a_notebook_of_forty_cells_takes_a_fraction_of_a_second(tmp_path: Path) 
     path.write_text(json.dumps(notebook))
     code = """
 import sys, time
-from hepscale.env.imports import find_imports
+from hepscale.env.imports import examine
 from hepscale.env.sources import from_file
 begin = time.process_time()
-found = [one.name for unit in from_file(sys.argv[1]).units for one in find_imports(unit)[0]]
+found = [one.name for unit in from_file(sys.argv[1]).units for one in examine(unit).imports]
 print(len(found), time.process_time() - begin)
 """
     count, seconds = in_new_process(code, str(path)).split()

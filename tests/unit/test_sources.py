@@ -15,7 +15,7 @@ import pytest
 import support
 from jupyter_client.manager import start_new_kernel
 
-from hepscale.env.imports import find_imports
+from hepscale.env.imports import examine
 from hepscale.env.sources import Note, Sources, Unit, from_file, running
 from hepscale.errors import InputError
 
@@ -30,7 +30,7 @@ def labels(sources: Sources) -> list[str]:
 
 
 def names(units: Iterable[Unit]) -> list[str]:
-    return [one.name for unit in units for one in find_imports(unit)[0]]
+    return [one.name for unit in units for one in examine(unit).imports]
 
 
 def refused(path: Path | str) -> InputError:
@@ -69,8 +69,8 @@ def test_cells_of_a_notebook_are_numbered_as_they_are_run() -> None:
         FIXTURES,
         (),
     )
-    found = [find_imports(unit) for unit in sources.units]
-    assert [(one.where, one.name, one.how) for imports, _ in found for one in imports] == [
+    found = [examine(unit) for unit in sources.units]
+    assert [(one.where, one.name, one.how) for each in found for one in each.imports] == [
         ("cell 1, line 1", "numpy", "sure"),
         ("cell 1, line 2", "hist", "sure"),
         ("cell 2, line 2", "uproot", "sure"),
@@ -78,7 +78,7 @@ def test_cells_of_a_notebook_are_numbered_as_they_are_run() -> None:
         ("cell 4, line 1", "demonstrated", "guarded"),
         ("cell 5, line 1", "vector", "sure"),
     ]
-    assert [note.where for _, notes in found for note in notes] == ["cell 3, line 1"]
+    assert [note.where for each in found for note in each.notes] == ["cell 3, line 1"]
 
 
 def test_a_notebook_of_2013_is_upgraded() -> None:
@@ -194,7 +194,7 @@ def test_scripts_that_are_run_are_read_too() -> None:
     found = {unit.label: unit for unit in sources.units}
     assert found["deep.py"].path == str(folder / "tools" / "deep.py")
     assert names(sources.units) == ["sys", "helped", "deep", "other", "deeper"]
-    (note,) = find_imports(found["deeper.ipy"])[1]
+    (note,) = examine(found["deeper.ipy"]).notes
     assert note.where == "deeper.ipy, line 1"
     missing, broken = sources.notes
     assert missing == Note(
@@ -222,10 +222,10 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text(json.dumps({"nbformat": 4, "cells": [cell]}))
     program = """
 import sys
-from hepscale.env.imports import find_imports
+from hepscale.env.imports import examine
 from hepscale.env.sources import from_file
 for unit in from_file("a.ipynb").units:
-    print(*(one.name for one in find_imports(unit)[0]))
+    print(*(one.name for one in examine(unit).imports))
 assert not {"helper", "uproot"} & set(sys.modules)
 """
     assert run("-c", program, cwd=tmp_path).split() == ["helper", "helper", "uproot"]
