@@ -11,6 +11,7 @@ from benchmarks.live import view
 from benchmarks.report import Line
 from benchmarks.rounds import in_turn
 from benchmarks.same import differences
+from benchmarks.software import software
 from hepscale.demo_events import generate
 
 if TYPE_CHECKING:
@@ -261,4 +262,5 @@ SECTIONS: dict[str, Callable[..., list[Line]]] = {
     "many-workers": many_workers,
     "planning": planning,
     "view": view,
+    "cvmfs": software,
 }

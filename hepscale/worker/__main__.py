@@ -2,6 +2,8 @@
 
 ``python -I FOLDER --task PID``: run the task whose folder the current one is, for this worker.
 
+``python -I -S FOLDER --cvmfs SETTINGS REPOSITORY DESCRIPTOR``: serve a CVMFS repository.
+
 ``python -I FOLDER -- COMMAND ...``: run a command instead, in the environment of this Python.
 
 The folder becomes the package ``hepscale_worker``, wherever it was unpacked: the analysis may
@@ -59,4 +61,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "--task":
         folder = os.path.dirname(os.path.abspath(__file__))
         sys.exit(importlib.import_module("hepscale_worker.remote").main(folder, int(sys.argv[2])))
+    if sys.argv[1] == "--cvmfs":
+        importlib.import_module("hepscale_worker.proc").die_with_parent()
+        sys.exit(importlib.import_module("hepscale_worker.cvmfs.serve").main(sys.argv[2:]))
     importlib.import_module("hepscale_worker.forkserver").main(sys.argv[1])

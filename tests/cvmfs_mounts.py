@@ -1,0 +1,174 @@
+"""Repositories that are mounted for a test, by the worker's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hepscale.worker
+
+NOBODY = 65534
+_INSIDE = Path(__file__).with_name("cvmfs_inside.py")
+_DEVICE = Path("/dev/fuse")
+# what nobody may run, where the interpreter of the tests is in somebody's home
+_SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+class Refused(Exception):
+    """The repository was not mounted; the argument is what was told."""
+
+
+class Mounted:
+    """A mounted repository; code is run in a process for which it is mounted, and is its folder."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.server: int = 0
+
+    def run(self, code: str, **names: object) -> Any:
+        """Run code; return what it leaves in ``result``."""
+        self.begin(code, **names)
+        return self.end()
+
+    def begin(self, code: str, **names: object) -> None:
+        """Begin to run code."""
+        line = json.dumps({"code": textwrap.dedent(code), "names": names})
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def end(self) -> Any:
+        """Return what the code that has begun leaves in ``result``."""
+        answer = self._told()
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    def _told(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        assert line, "the process inside ended"
+        return json.loads(line)
+
+    def started(self) -> None:
+        """Wait until it is mounted."""
+        said = self._told()
+        self.server = said.pop("pid")
+        if "fact" in said:
+            raise Refused(said)
+
+
+@contextlib.contextmanager
+def open_to_all() -> Iterator[None]:
+    """Let every user open ``/dev/fuse``, where the tests run as root."""
+    before = stat.S_IMODE(_DEVICE.stat().st_mode)
+    if os.getuid() or before == 0o666:
+        yield
+        return
+    _DEVICE.chmod(0o666)
+    try:
+        yield
+    finally:
+        _DEVICE.chmod(before)
+
+
+@contextlib.contextmanager
+def mounted(
+    repository: Mapping[str, Any], cache: Path | None, *, user: int | None = None, **settings: Any
+) -> Iterator[Mounted]:
+    """Mount a repository as `user`, by default the one of the tests.
+
+    `cache` is its own cache; a temporary one if it is None.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hepscale-mount-"))
+    python = sys.executable
+    try:
+        place, worker = folder / "m", folder / "worker"
+        place.mkdir()
+        shutil.copytree(hepscale.worker.__path__[0], worker)
+        shutil.copy(_INSIDE, folder / "inside.py")
+        told = {
+            "repositories": [repository],
+            "proxies": "DIRECT",
+            "cache": str(cache or folder / "cache"),
+            "alien_cache": None,
+            "quota_mb": 4000,
+            "timeout_s": 5.0,
+            "direct_timeout_s": 5.0,
+            "retries": 0,
+            "max_ttl_s": None,
+            "variables": {},
+            **settings,
+        }
+        (folder / "settings.json").write_text(json.dumps(told))
+        as_user = {}
+        if user is not None:
+            python = _SYSTEM_PYTHON
+            as_user = {"user": user, "group": user, "extra_groups": []}
+            os.chown(folder, user, user)
+        arguments = [worker, folder / "settings.json", str(repository["name"]), place]
+        process = subprocess.Popen(
+            [python, "-I", "-S", folder / "inside.py", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **as_user,
+        )
+        with process:
+            try:
+                inside = Mounted(process)
+                inside.started()
+                yield inside
+            finally:
+                # the server dies with its parent, and the mount with them
+                process.kill()
+    finally:
+        shutil.rmtree(folder)
+
+
+class Slow:
+    """A path that is answered when the test says so."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.asked, self.go_on = path, threading.Event(), threading.Event()
+
+
+@contextlib.contextmanager
+def served(folder: Path, slow: Slow | None = None) -> Iterator[str]:
+    """Serve a folder over HTTP; yield its URL."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        # the head of an answer and its body are sent one by one: the second must not wait
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            if slow is not None and self.path == f"/{slow.path}":
+                slow.asked.set()
+                slow.go_on.wait(20)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
