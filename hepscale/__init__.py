@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from hepscale.executor.coffea import HepScaleExecutor, shutdown
     from hepscale.executor.cvmfs import CvmfsConfig
+    from hepscale.executor.interposer import Interposer
     from hepscale.executor.task import ChunkFailure
     from hepscale.executor.uproot_job import run_uproot_job
     from hepscale.view.record import last_run
@@ -44,6 +45,7 @@ _HOME = {
     "EngineError": "hepscale.errors",
     "HepScaleError": "hepscale.errors",
     "InputError": "hepscale.errors",
+    "Interposer": "hepscale.executor.interposer",
     "MergeFailed": "hepscale.errors",
     "NotebookError": "hepscale.errors",
     "PackError": "hepscale.errors",
@@ -63,6 +65,7 @@ __all__ = [
     "HepScaleError",
     "HepScaleExecutor",
     "InputError",
+    "Interposer",
     "MergeFailed",
     "NotebookError",
     "PackError",

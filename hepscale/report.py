@@ -182,9 +182,19 @@ def _facts(run: dict[str, Any]) -> str:
             ("Tasks", ", ".join([f"{tasks['ended']:,} ended", *ended])),
             ("Memory of a task", memory),
             ("Cores of a task", f"{cores:.2f} on average"),
+            *_sandbox(run.get("interposer") or {}),
             ("Outputs received", f"{count_text(run['bytes_merged'])}B"),
         ]
     )
+
+
+def _sandbox(inside: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what tasks ran in, where that was more than nothing."""
+    kinds = [f"{kind}: {count:,} tasks" for kind, count in inside.get("tasks", {}).items()]
+    if set(inside.get("tasks", {})) <= {"none"}:
+        return []
+    left = f"{inside['left_files']:,} files, {count_text(inside['left_bytes'])}B left in /tmp"
+    return [("Sandbox", f"{', '.join(kinds)}; {left}")]
 
 
 _TASKS = (("died", "died"), ("lost", "lost with their worker"), ("over_memory", "over memory"))

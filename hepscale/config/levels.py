@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from hepscale.config.files import ConfigFile, config_files, user_file
-from hepscale.config.model import PATHS, RUN_OPTIONS, TABLES, Settings
+from hepscale.config.model import PATHS, RUN_OPTIONS, SHORT, TABLES, Settings
 from hepscale.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _KEYS: list[Key] = [
     *((table, name) for table, names in TABLES.items() for name in names),
 ]
 _VARIABLES = {_PREFIX + "_".join(key).upper(): key for key in _KEYS}
+_VARIABLES |= {_PREFIX + table.upper(): (table, name) for table, name in SHORT.items()}
 # a variable that differs more than this from ours is not meant for us
 _ALIKE = 0.85
 
@@ -165,6 +166,9 @@ def _flat(
             continue
         if name not in TABLES:
             yield (name,), (value, origin)
+            continue
+        if name in SHORT and isinstance(value, str):
+            yield (name, SHORT[name]), (value, origin)
             continue
         if not isinstance(value, Mapping):
             raise _unusable((name,), value, origin, f"it is a table: [{name}]")

@@ -13,7 +13,16 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from hepscale.config.cvmfs import CvmfsSettings
 from hepscale.config.table import Count, Folder, Table
 
-__all__ = ["PATHS", "RUN_OPTIONS", "TABLES", "Settings", "WorkersSettings", "home"]
+__all__ = [
+    "PATHS",
+    "RUN_OPTIONS",
+    "SHORT",
+    "TABLES",
+    "InterposerSettings",
+    "Settings",
+    "WorkersSettings",
+    "home",
+]
 
 _LAST_PORT = 65535
 
@@ -63,7 +72,15 @@ def _range(ports: tuple[int, int]) -> tuple[int, int]:
     return ports
 
 
+def _shown(text: str) -> str:
+    path = Path(text.removesuffix(":rw")).expanduser()
+    if not path.is_absolute() or os.path.normpath(path) == "/":
+        raise ValueError("a path that tasks see is absolute, and not all that there is")
+    return f"{path}:rw" if text.endswith(":rw") else str(path)
+
+
 _Ports = Annotated[tuple[int, int], BeforeValidator(_ports), AfterValidator(_range)]
+_Shown = Annotated[str, AfterValidator(_shown)]
 
 
 class WorkersSettings(Table):
@@ -95,6 +112,29 @@ class WorkersSettings(Table):
     workdir: str | None = None
 
 
+class InterposerSettings(Table):
+    """What the process of a task runs inside.
+
+    Attributes
+    ----------
+    kind
+        "userns", "parrot", "none", or "auto": what works on the worker; None: "none", or "auto"
+        where there are repositories to be had.
+    allow
+        Absolute paths that tasks see besides, "PATH:rw" one that they may write to; a text is
+        split as a shell does.
+    network
+        Whether they have the network of the worker.
+    writes
+        What they may write to: all of their folder, or only their outputs.
+    """
+
+    kind: Literal["auto", "none", "userns", "parrot"] | None = None
+    allow: Annotated[tuple[_Shown, ...], BeforeValidator(_words)] = ()
+    network: bool = True
+    writes: Literal["folder", "outputs"] = "folder"
+
+
 class Settings(Table):
     """What a user or a site may set once for all runs.
 
@@ -115,7 +155,7 @@ class Settings(Table):
     http_proxy
         Proxy that the workers use.
     interposer
-        What the process of a task runs inside; None: nothing.
+        What the process of a task runs inside; a text is its kind.
     workers
         Workers that are started for the user.
     cvmfs
@@ -141,7 +181,7 @@ class Settings(Table):
     password_file: Folder | None = None
     send_credentials: bool = True
     http_proxy: str | None = None
-    interposer: str | None = None
+    interposer: InterposerSettings = InterposerSettings()
     workers: WorkersSettings = WorkersSettings()
     cvmfs: CvmfsSettings = CvmfsSettings()
     cache_dir: Folder = Field(default_factory=_cache_home)
@@ -154,9 +194,12 @@ class Settings(Table):
 
 # keys of tables within the settings
 TABLES = {
-    "workers": frozenset(WorkersSettings.model_fields),
     "cvmfs": frozenset(CvmfsSettings.model_fields),
+    "interposer": frozenset(InterposerSettings.model_fields),
+    "workers": frozenset(WorkersSettings.model_fields),
 }
+# tables for which one value may stand: that of this key
+SHORT = {"interposer": "kind"}
 # options of the executor that belong to an analysis, not to a place
 RUN_OPTIONS = frozenset(
     {"closure", "cores", "environment", "exclude_packages", "extra_packages", "files", "memory_mb"}

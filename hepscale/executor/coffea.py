@@ -26,6 +26,7 @@ from hepscale.errors import HepScaleError, PayloadError
 from hepscale.executor import (
     advice,
     chunking,
+    interposer,
     journal,
     options,
     packing,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from hepscale.executor.cvmfs import CvmfsConfig
+    from hepscale.executor.interposer import Interposer
     from hepscale.executor.job import Observer
     from hepscale.view import RunState
     from hepscale.view.gallery import Watch
@@ -115,6 +117,9 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         On which it listens to workers: 9123, or a range, "9000-9100"; None: any.
     password_file
         What the workers have to know; None: a new one, which `workers` are given.
+    interposer
+        What tasks run inside: an :class:`hepscale.Interposer`, or its kind; None: what the
+        settings say, or nothing.
     watch
         Which histograms are drawn while the run goes on: patterns of their names, such as
         ``["mass", "cutflow.*"]``; or a function that is given a copy of the partial output and
@@ -151,6 +156,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
     name: str | None = None
     port: int | str | None = None
     password_file: str | os.PathLike[str] | None = None
+    interposer: Interposer | str | None = None
     watch: Watch | None = None
     on_partial: Callable[[Any, RunState], object] | None = None
     interval_s: float = 1.0
@@ -225,6 +231,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                     raise advice.error_for(outcome, chunking.unwrap, job.unit)
             except HepScaleError as error:
                 packed.explain(error)
+                interposer.explain(error, settings)
                 raise
             return outcome
 
@@ -269,6 +276,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             password_file=self.password_file,
             run_dir=self.run_dir,
             cvmfs=self.cvmfs and self.cvmfs.table(),
+            interposer=interposer.given(self.interposer),
         )
 
     def _slots(self) -> int:
@@ -329,6 +337,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             environment=packed.environment,
             widen=code.widener(packed),
             elsewhere=settings.engine != "local",
+            interposed=interposer.told(settings)["interposer"] is not None,
         )
         return job, digest, packed
 

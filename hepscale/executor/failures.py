@@ -21,7 +21,7 @@ __all__ = ["describe", "from_frame"]
 
 _MOST_REASON = 300
 # the standard library of an unpacked environment, which is nobody's own code
-_UNPACKED = re.compile(r"/[0-9a-f]{64}/lib(?:64)?/python3")
+_UNPACKED = re.compile(r"/(?:[0-9a-f]{64}|hepscale/environment)/lib(?:64)?/python3")
 
 
 def describe(

@@ -46,6 +46,8 @@ class Job:
         For each task.
     elsewhere
         Whether tasks run on machines that may not see the files of this one.
+    interposed
+        Whether they may run in a sandbox: what they leave there is known at their ends.
     """
 
     run_id: str
@@ -65,6 +67,7 @@ class Job:
     environment: Environment | None = None
     widen: Callable[[Sequence[str]], tuple[Environment | None, Path | None]] | None = None
     elsewhere: bool = False
+    interposed: bool = False
 
 
 class Observer(Protocol):

@@ -53,6 +53,7 @@ __all__ = ["Run"]
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_ENDS_S = 0.5
 _CLOCKED = ("load", "merge", "stream")
 _task_numbers = itertools.count(1)
 
@@ -175,7 +176,15 @@ class Run:
             self._take(events)
             self._observer.tick(self._merged)
             self._enforce_wall(polled_s)
+        if self._job.interposed:
+            self._hear_ends()
         return "failed" if self._faults.failed else "done"
+
+    def _hear_ends(self) -> None:
+        """Wait a little for the ends of tasks that have sent all that they owe."""
+        end_s = time.monotonic() + _ENDS_S
+        while any(not one.owed for one in self._running.values()) and time.monotonic() < end_s:
+            self._take(self._engine.poll(_POLL_S))
 
     def _take(self, events: Iterable[Event]) -> None:
         for event in events:

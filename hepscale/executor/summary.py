@@ -70,6 +70,11 @@ def summarize(state: RunState, timeline: Timeline) -> dict[str, Any]:
             "memory_mb_most": round(state.task_memory_mb, 1),
             "memory_mb_mean": round(timeline.tasks_memory_mb / max(timeline.tasks, 1), 1),
         },
+        "interposer": {
+            "tasks": dict(sorted(state.interposers.items())),
+            "left_files": state.left_files,
+            "left_bytes": state.left_bytes,
+        },
         "timeline": {
             "bin_s": share.bin_s,
             "span_s": round(share.span_s, 3),

@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "FrameBytes",
     "InputFile",
+    "Interposed",
     "Notice",
     "Resources",
     "RunEnded",
@@ -159,6 +160,12 @@ class Task:
     compression: int = 1
     isolate: bool = False
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The absolute paths of the files that its chunks name."""
+        names = dict.fromkeys(chunk.file.removeprefix("file://") for chunk in self.chunks)
+        return tuple(name for name in names if name.startswith("/"))
+
 
 # -- what an engine reports ----------------------------------------------------------------------
 
@@ -169,6 +176,21 @@ class FrameBytes:
 
     task_id: TaskId
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Interposed:
+    """What a task ran in; `why` is the reason where that is not what was hoped for.
+
+    ``repositories`` are pairs of a name and how it came to be there; ``left_files`` and
+    ``left_bytes`` are what the task left in its private ``/tmp``.
+    """
+
+    kind: str
+    why: str = ""
+    repositories: tuple[tuple[str, str], ...] = ()
+    left_files: int = 0
+    left_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +207,7 @@ class TaskEnded:
     detail: str = ""
     usage: Usage = field(default_factory=Usage)
     output_tail: str = ""
+    interposed: Interposed | None = None
 
 
 @dataclass(frozen=True, slots=True)

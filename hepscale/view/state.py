@@ -69,6 +69,10 @@ class RunState:
         The most that a task has used, and what the last one was given; 0 where it is not known.
     tasks_wall_s, tasks_cpu_s
         Seconds that the tasks that have ended took, and for which they kept a core busy.
+    interposers
+        How many tasks ran in what: "none", "userns", "parrot".
+    left_files, left_bytes
+        What tasks left in their private ``/tmp``.
     failures
         The chunks that were given up, in the order of their failing.
     notices, lasting
@@ -107,6 +111,9 @@ class RunState:
     task_given_mb: int = 0
     tasks_wall_s: float = 0.0
     tasks_cpu_s: float = 0.0
+    interposers: dict[str, int] = field(default_factory=dict)
+    left_files: int = 0
+    left_bytes: int = 0
     failures: list[ChunkFailure] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     lasting: list[str] = field(default_factory=list)
@@ -322,6 +329,11 @@ def _task_ended(state: RunState, event: TaskEnded) -> None:
     state.task_memory_mb = max(state.task_memory_mb, event.usage.memory_mb)
     state.tasks_wall_s += event.usage.wall_s
     state.tasks_cpu_s += event.usage.cpu_s
+    inside = event.interposed
+    if inside is not None:
+        state.interposers[inside.kind] = state.interposers.get(inside.kind, 0) + 1
+        state.left_files += inside.left_files
+        state.left_bytes += inside.left_bytes
 
 
 def _worker_joined(state: RunState, event: WorkerJoined) -> None:

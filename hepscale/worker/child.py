@@ -9,21 +9,27 @@ import resource
 import signal
 import sys
 import types
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import proc
 
-__all__ = ["become_task", "leave"]
+if TYPE_CHECKING:
+    from .cells import Cell
+
+__all__ = ["become_task", "leave", "seen"]
 
 # what the kernel enforces lies above what we watch: it is for growth faster than we look
 _HARD_FACTOR, _HARD_EXTRA_MB = 1.25, 256
+# they name what proves who the user is, and whom he trusts
+_PROOFS = ("X509_USER_PROXY", "X509_CERT_DIR", "BEARER_TOKEN_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-def become_task(request: dict[str, Any], parent: int) -> None:
+def become_task(request: dict[str, Any], parent: int, cell: Cell | None = None) -> None:
     """Make this child of the process `parent` what the task of `request` runs in."""
     os.setsid()
     proc.die_with_parent()
-    if os.getppid() != parent:
+    # from within a cell a parent outside has no number
+    if os.getppid() != (parent if cell is None else 0):
         os._exit(1)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
@@ -36,7 +42,6 @@ def become_task(request: dict[str, Any], parent: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    os.closerange(3, 65536)
     with open("task.json", encoding="utf-8") as stream:
         spec = json.load(stream)
     with open(request["environ"], encoding="utf-8") as stream:
@@ -53,7 +58,23 @@ def become_task(request: dict[str, Any], parent: int) -> None:
     _fresh_random_numbers()
     if request["memory_mb"] is not None:
         _limit_memory(request["memory_mb"])
+    if cell is not None:
+        cell.enter()
+    os.closerange(3, 65536)
     os.chdir(spec["cwd"])
+
+
+def seen(request: dict[str, Any]) -> list[str]:
+    """Return the paths outside of its folder that the task of `request` reads."""
+    with open(os.path.join(request["dir"], "task.json"), encoding="utf-8") as stream:
+        spec = json.load(stream)
+    with open(request["environ"], encoding="utf-8") as stream:
+        environ = json.load(stream)
+    user = os.getuid()
+    proofs = [environ.get(name, "") for name in _PROOFS]
+    proofs += [f"/tmp/x509up_u{user}", f"/tmp/bt_u{user}"]
+    paths = [spec["payload"], spec["code"] or "", *spec.get("reads", ()), *proofs]
+    return [one for one in paths if one.startswith("/")]
 
 
 def leave(code: int) -> NoReturn:

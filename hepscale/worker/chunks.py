@@ -328,9 +328,9 @@ def _note_modules(folder: str, names: set[str]) -> None:
     installed = [name for name in sys.modules if name in names and is_installed(name)]
     if installed:
         path = os.path.join(folder, "modules")
-        with open(path + ".tmp", "w", encoding="utf-8") as stream:
+        # in place: in a sandbox it may be all that can be written; a part of it says nothing
+        with open(path, "w", encoding="utf-8") as stream:
             json.dump(installed, stream)
-        os.replace(path + ".tmp", path)
 
 
 def is_installed(name: str) -> bool:

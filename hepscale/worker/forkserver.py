@@ -9,8 +9,9 @@ connects to the socket ``s`` in its folder and sends one JSON object a line::
     {"op": "kill", "id": ...}
 
 and receives ``{"ev": "ready", "pid": ..., "hepscale": ..., "python": ..., "glibc": ..., "prefix":
-...}`` once, then for each task ``{"ev": "ended", "id": ..., "status": "done" | "died" | "memory" |
-"cancelled", "detail": ..., "cpu_s": ..., "wall_s": ..., "memory_mb": ...}``. The tasks of a client
+..., "interposer": {"kind": ..., "why": ..., "cvmfs": {...}}}`` once, then for each task ``{"ev":
+"ended", "id": ..., "status": "done" | "died" | "memory" | "cancelled", "detail": ..., "cpu_s": ...,
+"wall_s": ..., "memory_mb": ..., "left": {"files": ..., "bytes": ...}}``. The tasks of a client
 die with its connection; the forkserver ends with its manager or when it was idle for long; all its
 folders go with it.
 """
@@ -30,10 +31,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import VERSION, absent, child, chunks, proc, scratch
+from . import UNUSABLE, VERSION, absent, child, chunks, proc, scratch
+from .process import NOTHING_LEFT, TaskProcess
 
 if TYPE_CHECKING:
     import resource
+
+    from .sandbox import Sandbox
 
 __all__ = ["main"]
 
@@ -42,10 +46,8 @@ _IDLE_LOOK_S = 1.0
 # so long after the end of a task its worker is told of it once more: it may miss the kernel's word,
 # and would look seconds later
 _REMIND_S = (0.05, 0.5)
-# more of what a task prints is not kept
-_MOST_OUTPUT_BYTES = 1_000_000
-# a task that fails with less room than this on its disk fails for want of it
-_LEAST_ROOM_BYTES = 1 << 16
+
+_NO_SANDBOX: dict[str, Any] = {"kind": "none", "why": "", "cvmfs": {}}
 
 
 class _Client:
@@ -71,67 +73,12 @@ class _Client:
         return [json.loads(line) for line in lines]
 
 
-class _TaskProcess:
-    """The child that runs one task."""
-
-    def __init__(self, pid: int, client: _Client, request: dict[str, Any]) -> None:
-        self.pid = pid
-        self.client = client
-        self.id: str = request["id"]
-        self.dir: str = request["dir"]
-        self.memory_mb: float | None = request["memory_mb"]
-        self.started = time.monotonic()
-        # what is imported before a task begins counts as its own
-        self.begun_mb = proc.rss_mb(os.getpid())
-        self.peak_mb = 0.0
-        self.stopped, self.detail = "", ""
-
-    def kill(self, why: str) -> None:
-        self.stopped = self.stopped or why
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
-    def watch(self) -> None:
-        family = proc.family(self.pid)
-        used_mb = sum(map(proc.rss_mb, family))
-        if len(family) > 1 and self.memory_mb is not None and used_mb > self.memory_mb:
-            # pages that processes share are there once; to find out takes longer
-            used_mb = sum(map(proc.pss_mb, family))
-        self.peak_mb = max(self.peak_mb, used_mb)
-        if self.memory_mb is not None and used_mb > self.memory_mb:
-            self.kill("memory")
-            self.detail = f"it had {used_mb:.0f} MB, {self.begun_mb:.0f} MB of that from the start"
-        for name in ("stdout", "stderr"):
-            _cut_output(os.path.join(self.dir, name))
-
-    def ended(self, code: int, used: resource.struct_rusage) -> dict[str, Any]:
-        self.peak_mb = max(self.peak_mb, used.ru_maxrss / 1e3)
-        status, detail = "done", self.detail
-        if self.stopped:
-            status = self.stopped
-        elif code:
-            status = "died"
-            detail = f"exit code {code}" if code > 0 else f"signal {-code} ({_signal_name(-code)})"
-            if code > 0 and _is_full(self.dir):
-                detail += ", its folder is full"
-        return {
-            "ev": "ended",
-            "id": self.id,
-            "status": status,
-            "detail": detail,
-            "wall_s": time.monotonic() - self.started,
-            "cpu_s": used.ru_utime + used.ru_stime,
-            "memory_mb": self.peak_mb,
-        }
-
-
 class _Forkserver:
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], sandbox: Sandbox | None) -> None:
         self.settings = settings
+        self.sandbox = sandbox
         self.root: str = settings["dir"]
-        self.tasks: dict[int, _TaskProcess] = {}
+        self.tasks: dict[int, TaskProcess[_Client]] = {}
         self.selector = selectors.DefaultSelector()
         self.listener = _listen(self.root)
         self.wakeup, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -166,10 +113,12 @@ class _Forkserver:
         for task in self.tasks.values():
             task.kill("cancelled")
         _kill_strays(set())
-        for pid in self.tasks:
+        for pid, task in self.tasks.items():
             # what is not gone could still write
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+            if task.cell is not None:
+                task.cell.close()
         shutil.rmtree(self.root, ignore_errors=True)
         scratch.sweep(os.path.dirname(self.root))
 
@@ -193,7 +142,8 @@ class _Forkserver:
         client = _Client(connection)
         self.clients += 1
         self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
-        client.send({"ev": "ready", "pid": os.getpid(), **_versions()})
+        told = _NO_SANDBOX if self.sandbox is None else self.sandbox.told()
+        client.send({"ev": "ready", "pid": os.getpid(), "interposer": told, **_versions()})
 
     def _serve(self, client: _Client) -> None:
         requests = client.requests()
@@ -220,19 +170,29 @@ class _Forkserver:
     def _run(self, client: _Client, request: dict[str, Any]) -> None:
         if self.to_preload:
             self._preload()
-        pid = os.fork()
+        cell = None
+        try:
+            if self.sandbox is not None and self.sandbox.nursery is not None:
+                shown = child.seen(request)
+                cell = self.sandbox.nursery.cell(request["dir"], shown, request["memory_mb"])
+            pid = os.fork() if cell is None else cell.fork()
+        except Exception as error:
+            if cell is not None:
+                cell.close()
+            client.send(_not_begun(request, f"it cannot be started: {error}"))
+            return
         if pid == 0:
             code = 1
             try:
                 self.selector.close()
-                child.become_task(request, self.settings["pid"])
+                child.become_task(request, self.settings["pid"], cell)
                 chunks.run_task(request["dir"])
                 code = 0
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:
                 child.leave(code)
-        self.tasks[pid] = _TaskProcess(pid, client, request)
+        self.tasks[pid] = TaskProcess(pid, client, request, cell)
 
     def _look_after_tasks(self) -> None:
         while True:
@@ -245,11 +205,17 @@ class _Forkserver:
             task = self.tasks.pop(pid, None)
             if task is not None:
                 self._reap(task, os.waitstatus_to_exitcode(status), used)
+            elif pid in self._helpers():
+                sys.stderr.write("what makes the sandboxes of tasks was killed\n")
+                self.over = True
         for task in self.tasks.values():
             task.watch()
-        _kill_strays(set(self.tasks))
+        _kill_strays(set(self.tasks) | self._helpers())
 
-    def _reap(self, task: _TaskProcess, code: int, used: resource.struct_rusage) -> None:
+    def _helpers(self) -> set[int]:
+        return set() if self.sandbox is None else self.sandbox.helpers
+
+    def _reap(self, task: TaskProcess[_Client], code: int, used: resource.struct_rusage) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(task.pid, signal.SIGKILL)
         modules = os.path.join(task.dir, "modules")
@@ -296,6 +262,7 @@ def main(settings_path: str) -> None:
     with open(settings_path, encoding="utf-8") as stream:
         settings = json.load(stream)
     settings["pid"] = os.getpid()
+    sandbox = _sandbox(settings)
     # a packed interpreter knows its own
     if settings.get("sys_path") is not None:
         sys.path[:] = settings["sys_path"]
@@ -304,7 +271,7 @@ def main(settings_path: str) -> None:
     in_use = scratch.hold_environment(sys.prefix)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     proc.adopt_orphans()
-    server = _Forkserver(settings)
+    server = _Forkserver(settings, sandbox)
     signal.signal(signal.SIGTERM, server.end)
     try:
         server.serve()
@@ -313,6 +280,25 @@ def main(settings_path: str) -> None:
         server.close()
         if in_use >= 0:
             os.close(in_use)
+
+
+def _sandbox(settings: dict[str, Any]) -> Sandbox | None:
+    """Return what tasks are to run in; may start this program anew."""
+    if not settings.get("interposer"):
+        return None
+    # what it imports is of no use to others
+    from .sandbox import Unusable, arrange
+
+    try:
+        return arrange(settings)
+    except Unusable as error:
+        sys.stderr.write(str(error))
+        sys.exit(UNUSABLE)
+
+
+def _not_begun(request: dict[str, Any], why: str) -> dict[str, Any]:
+    ended = {"ev": "ended", "id": request["id"], "status": "died", "detail": why}
+    return {**ended, "wall_s": 0.0, "cpu_s": 0.0, "memory_mb": 0.0, "left": NOTHING_LEFT}
 
 
 def _listen(folder: str) -> socket.socket:
@@ -350,25 +336,3 @@ def _is_local(name: str) -> bool:
     if spec is None or not spec.has_location or chunks.is_installed(name):
         return False
     return bool(os.path.dirname(spec.origin) != os.path.dirname(__file__))
-
-
-def _is_full(folder: str) -> bool:
-    with contextlib.suppress(OSError):
-        there = os.statvfs(folder)
-        return there.f_bavail * there.f_frsize < _LEAST_ROOM_BYTES
-    return False
-
-
-def _cut_output(path: str) -> None:
-    with contextlib.suppress(OSError):
-        if os.stat(path).st_size > _MOST_OUTPUT_BYTES:
-            with open(path, "r+b") as stream:
-                stream.truncate(0)
-                stream.write(b"[more output than is kept was dropped here]\n")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"

@@ -125,7 +125,8 @@ def main(package: str, worker: int) -> int:
             told = json.load(stream)
         connection = _join(told["server"], package, worker)
         stream = connection.makefile("r", encoding="utf-8")
-        _check(json.loads(stream.readline()), told["versions"])
+        ready = json.loads(stream.readline())
+        _check(ready, told["versions"])
         frames = _FrameFile(os.path.join(here, "frames"))
         request = _prepare(here, told)
     except (OSError, ValueError, KeyError, Refused) as error:
@@ -137,7 +138,11 @@ def main(package: str, worker: int) -> int:
     if not line:
         sys.stdout.write("the forkserver of its worker was killed\n")
         return REFUSED
-    ended = {**json.loads(line), "output_tail": layout.output_tail(here)}
+    ended = {
+        **json.loads(line),
+        "output_tail": layout.output_tail(here),
+        "interposer": ready["interposer"],
+    }
     sys.stdout.write(f"\n{ENDED}{json.dumps(ended)}\n")
     sys.stdout.flush()
     return 0 if told_of and frames.is_carried(worker) else FETCH
@@ -179,7 +184,8 @@ def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:
         name: os.path.join(here, told["spec"][name]) if told["spec"][name] else None
         for name in ("payload", "code")
     }
-    spec = {**told["spec"], **places, "cwd": layout.lay_out(here, inputs)}
+    reads = [*told["spec"]["reads"], *(path for _, path in inputs)]
+    spec = {**told["spec"], **places, "cwd": layout.lay_out(here, inputs), "reads": reads}
     with open("task.json", "w", encoding="utf-8") as stream:
         json.dump(spec, stream)
     path = [os.path.join(sys.prefix, "bin"), *os.environ.get("PATH", os.defpath).split(os.pathsep)]

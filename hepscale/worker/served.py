@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from . import proc
+from . import UNUSABLE, proc
 from .remote import Refused, connect
 
 TYPE_CHECKING = False
@@ -74,5 +74,9 @@ def start(folder: str, settings: dict[str, Any], package: str, worker: int) -> s
             break
         time.sleep(0.01)
     with open(os.path.join(folder, "log"), encoding="utf-8", errors="replace") as stream:
-        said = stream.read().strip().splitlines()[-3:]
+        text = stream.read()
+    if server.returncode == UNUSABLE:
+        # in the words of `stage0.sh`
+        raise Refused(text[text.rindex("HepScale: ") :].strip())
+    said = text.strip().splitlines()[-3:]
     raise Refused("\n".join(["the forkserver of this worker does not start", *said]))

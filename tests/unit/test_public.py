@@ -13,7 +13,7 @@ import hepscale
 
 PUBLIC = """
 ChunkFailure ChunksFailed ConfigError CvmfsConfig EngineError HepScaleError HepScaleExecutor
-InputError MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError
+InputError Interposer MergeFailed NotebookError PackError PayloadError RunDirectoryError RunError
 RunInterrupted Workers __version__ analyze last_run pack run_uproot_job shutdown
 """
 
@@ -40,6 +40,7 @@ EXECUTOR = {
     "name": None,
     "port": None,
     "password_file": None,
+    "interposer": None,
     "watch": None,
     "on_partial": None,
     "interval_s": 1.0,

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hepscale.errors import EngineError, HepScaleError, RunDirectoryError
+from hepscale.executor import interposer
 from hepscale.executor.engines import task_folder, warm
 from hepscale.executor.engines.tail import MOST_BYTES, Tail
 from hepscale.executor.task import (
     EngineEvent,
     FrameBytes,
+    Notice,
     Task,
     TaskEnded,
     TaskId,
@@ -108,6 +110,8 @@ class LocalEngine:
         self._environ: Path | None = None
         self._error: HepScaleError | None = None
         self._worker = ""
+        self._ready: dict[str, Any] = {}
+        self._why = ""
 
     def start(self) -> None:
         """Lease a forkserver, a warm one where there is one; it joins when it is ready."""
@@ -288,6 +292,11 @@ class LocalEngine:
             self._worker = f"local-{message['pid']}"
             used, host = self._server.used, os.uname().nodename
             self._events.append(WorkerJoined(self._worker, self._slots, host, warm=used))
+            self._ready = message
+            why = interposer.fallback(message["interposer"]["why"])
+            if why and why != self._why:
+                self._why = why
+                self._events.append(Notice(why, lasting=True))
             return
         running = self._running.get(message["id"])
         if running is not None:
@@ -298,6 +307,7 @@ class LocalEngine:
                 message["detail"],
                 usage,
                 layout.output_tail(str(running.folder)),
+                interposer.interposed(self._ready, message),
             )
 
     def _check_versions(self, message: dict[str, Any]) -> None:

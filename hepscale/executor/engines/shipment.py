@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from hepscale.executor import interposer
 from hepscale.executor.engines import task_folder, warm
 from hepscale.executor.engines.queue import QueueFile, apart
 from hepscale.worker import VERSION
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from hepscale.config import Settings
     from hepscale.env.environment import Environment
     from hepscale.executor.engines.manager import Manager
     from hepscale.executor.task import InputFile, Task
@@ -33,8 +35,8 @@ class Shipment:
         Whose folder it is written to.
     preload
         Modules that a forkserver imports before its first task.
-    idle_s
-        How long a forkserver stays without one.
+    settings
+        How long a forkserver stays without one, and what its tasks run inside.
     credentials
         Files that prove who the user is, by the variables that name them.
     """
@@ -43,12 +45,12 @@ class Shipment:
         self,
         manager: Manager,
         preload: tuple[str, ...],
-        idle_s: float,
+        settings: Settings,
         credentials: Mapping[str, Path],
     ) -> None:
         self._manager = manager
         self._preload = preload
-        self._idle_s = idle_s
+        self._settings = settings
         self._credentials = credentials
 
     def pack(self, task: Task, folder: Path, memory_mb: int | None) -> tuple[QueueFile, ...]:
@@ -82,11 +84,12 @@ class Shipment:
     ) -> dict[str, Any]:
         environment = task.environment
         served = {
-            "idle_s": self._idle_s,
+            "idle_s": self._settings.idle_s,
             "preload": self._preload,
             "sys_path": None if environment else warm.installed_path(),
             "more_path": warm.mounted_path() if environment else (),
             "known": environment.absent if environment else (),
+            **interposer.told(self._settings),
         }
         about = [served, environment.digest if environment else sys.executable]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -23,6 +23,7 @@ def spec(task: Task, **places: str | None) -> dict[str, Any]:
         "isolate": task.isolate,
         "frame_interval_s": task.frame_interval_s,
         "compression": task.compression,
+        "reads": task.reads,
         **places,
     }
 
@@ -40,4 +41,5 @@ def write(folder: Path, task: Task) -> None:
     (folder / "work").write_bytes(task.work)
     code = str(task.code) if task.code else None
     told = spec(task, payload=str(task.payload), code=code, cwd=cwd)
+    told["reads"] = [*told["reads"], *(str(one.source) for one in task.inputs)]
     (folder / "task.json").write_text(json.dumps(told))

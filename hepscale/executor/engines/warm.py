@@ -22,7 +22,8 @@ from hepscale.env.local import is_installed
 from hepscale.env.repositories import repository_of
 from hepscale.env.store import drop_damaged
 from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
-from hepscale.worker import READY, VERSION, scratch
+from hepscale.executor import interposer
+from hepscale.worker import READY, UNUSABLE, VERSION, scratch
 
 if TYPE_CHECKING:
     from hepscale.config import Settings
@@ -121,6 +122,8 @@ class Forkserver:
                 fix="hepscale doctor",
             )
         fact, items, cause, fix = told
+        if code == UNUSABLE:
+            return EngineError(fact, items=items, cause=cause, fix=fix)
         if self.environment is not None:
             # an archive of the user's is not ours to remove
             store = api.store(self.settings).folder
@@ -190,7 +193,8 @@ def lease(
         path = mounted_path()
         state = (environment.digest, environment.absent, *path)
     place = (str(settings.scratch_dir), str(settings.cache_dir), settings.idle_s)
-    key = (os.getpid(), sys.executable, state, place, preload, within)
+    inside = interposer.told(settings)
+    key = (os.getpid(), sys.executable, state, place, preload, within, json.dumps(inside))
     prefix = unpacked(settings, environment)
     with _lock:
         server = _pool.get(key)
@@ -357,6 +361,7 @@ def _start(
         "sys_path": None if environment else path or None,
         "more_path": path if environment else (),
         "known": environment.absent if environment else (),
+        **interposer.told(settings),
     }
     try:
         settings_path = Path(folder) / "settings.json"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hepscale.errors import EngineError, PackError
+from hepscale.executor import interposer
 from hepscale.executor.allocation import given_mb
 from hepscale.executor.engines import manager as managers
 from hepscale.executor.engines import warm
@@ -128,9 +129,7 @@ class WorkQueueEngine:
     def start(self) -> None:
         """Listen for workers; those of an earlier run of this process are there at once."""
         self._manager = managers.lease(self._settings, self._listening)
-        self._shipment = Shipment(
-            self._manager, self._preload, self._settings.idle_s, self._credentials
-        )
+        self._shipment = Shipment(self._manager, self._preload, self._settings, self._credentials)
         self._manager.events()
         for one in self._manager.joined.values():
             self._joined(one, warm=True)
@@ -271,10 +270,15 @@ class WorkQueueEngine:
             self._refusals, self._worked_s = 0, time.monotonic()
             self._in_vain.clear()
             usage = Usage(said["wall_s"], said["cpu_s"], said["memory_mb"])
-            return TaskEnded(task_id, said["status"], said["detail"], usage, said["output_tail"])
+            inside = interposer.interposed(said, said)
+            self._say(interposer.fallback(inside.why), lasting=True)
+            return TaskEnded(
+                task_id, said["status"], said["detail"], usage, said["output_tail"], inside
+            )
         reason = f"{ended.status}, exit code {ended.exit_code}"
         if ended.exit_code == REFUSED and ended.output.strip():
-            reason = ended.output.strip().splitlines()[-1]
+            told_why = warm.told_by_stage0(ended.output)
+            reason = told_why[0] if told_why else ended.output.strip().splitlines()[-1]
         if not running.frames.offset:
             self._refused(ended, reason)
             return TaskEnded(task_id, "lost", reason, output_tail=ended.output[-4096:])
@@ -319,7 +323,8 @@ class WorkQueueEngine:
         told = warm.told_by_stage0(ended.output)
         if told is not None:
             fact, items, cause, fix = told
-            raise PackError(fact, items=[f"{where}{one}" for one in items], cause=cause, fix=fix)
+            kind = EngineError if ended.exit_code == REFUSED else PackError
+            raise kind(fact, items=[f"{where}{one}" for one in items], cause=cause, fix=fix)
         lines = [line for line in ended.output.splitlines() if line.strip()][-3:]
         raise EngineError(
             "Workers cannot run the tasks.",
@@ -364,11 +369,11 @@ class WorkQueueEngine:
                 reason = "the worker that had the memory for it has gone"
                 self._events.append(TaskEnded(running.task.id, "lost", reason))
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, *, lasting: bool = False) -> None:
         # it comes again every few seconds
         if text and text not in self._said:
             self._said.add(text)
-            self._events.append(Notice(text))
+            self._events.append(Notice(text, lasting))
 
     def _say_alone(self, manager: Manager, alone_s: float) -> None:
         if alone_s >= _NO_WORKER_S:

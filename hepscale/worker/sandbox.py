@@ -1,0 +1,326 @@
+"""The world of a forkserver: where its tasks find ``/cvmfs``, their environment and their roots.
+
+A forkserver that has to run its tasks in a sandbox enters namespaces of its own before it imports
+anything, and starts anew in them: there its root is a copy of the machine's, to which
+``/hepscale/environment`` and repositories below ``/cvmfs`` are added, and from which it makes a
+root for each task (`cells`). Its processes, network, and place among processes stay the machine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import sys
+
+from . import cells, parrot, syscalls, world
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, NoReturn
+
+    # is given a repository and /dev/fuse, starts what serves it, returns the options to mount it
+    Start = Callable[[str, int], str]
+
+__all__ = ["Sandbox", "Unusable", "arrange", "mount_fuse", "why_not"]
+
+# says to a forkserver that has started anew what it is in
+_INSIDE = "HEPSCALE_WORLD"
+_PROBE_S = 30.0
+
+
+class Unusable(Exception):
+    """A required sandbox, or a repository, cannot be had; the text says why, and what to do."""
+
+    def __init__(self, fact: str, item: str, cause: str, fix: str) -> None:
+        super().__init__(f"HepScale: {fact}\n  {item}\nLikely cause: {cause}\nNext: {fix}\n")
+
+
+class Sandbox:
+    """What the tasks of a forkserver run in.
+
+    Attributes
+    ----------
+    kind
+        "none", "userns" or "parrot".
+    why
+        Why it is not what was hoped for; empty: it is.
+    repositories
+        How each one came to be below ``/cvmfs``: "mounted" by the machine, or "client".
+    nursery
+        Makes roots for tasks; None: they have that of the forkserver.
+    """
+
+    def __init__(self, kind: str = "none", why: str = "") -> None:
+        self.kind, self.why = kind, why
+        self.repositories: dict[str, str] = {}
+        self.nursery: cells.Nursery | None = None
+        # processes of ours that are no tasks
+        self.helpers: set[int] = set()
+
+    def told(self) -> dict[str, Any]:
+        """Return what a client is told."""
+        return {"kind": self.kind, "why": self.why, "cvmfs": self.repositories}
+
+
+def arrange(settings: dict[str, Any], start: Start | None = None) -> Sandbox:
+    """Return what tasks run in; comes back only in the process that is to fork them.
+
+    Parameters
+    ----------
+    settings
+        Of the forkserver; of them ``interposer`` (``kind``, ``allow``, ``network``, ``writes``,
+        ``parrot``), ``cvmfs`` and ``sys_path``. Without the first: nothing.
+    start
+        Starts what serves a repository.
+
+    Raises
+    ------
+    Unusable
+        What is required cannot be had.
+    """
+    wanted = settings.get("interposer") or {"kind": "none"}
+    inside = os.environ.pop(_INSIDE, None)
+    if inside is not None:
+        told = json.loads(inside)
+        settings["prefix"] = told["prefix"]
+        if told["kind"] == "parrot":
+            # the parent is Parrot, which has the number that was the forkserver's
+            settings.update(manager_pid=os.getppid(), since=settings.get("since"))
+            sandbox = Sandbox("parrot", told["why"])
+            sandbox.repositories = dict.fromkeys(_names(settings.get("cvmfs")), "parrot")
+            return sandbox
+        return _prepared(settings, wanted, start)
+    if wanted["kind"] == "none":
+        return _nothing(settings)
+    reasons = []
+    if wanted["kind"] in ("auto", "userns"):
+        why = why_not(settings)
+        if not why:
+            _start_anew(settings)
+        reasons.append(why)
+    program = wanted.get("parrot") or parrot.find()
+    if wanted["kind"] == "parrot" or (wanted["kind"] == "auto" and program):
+        why = parrot.why_not(program, wanted)
+        if not why:
+            _start_under_parrot(settings, wanted, program, "; ".join(reasons))
+        reasons.append(why)
+    if wanted["kind"] != "auto":
+        raise Unusable(
+            f"The sandbox {wanted['kind']!r} cannot be had on {os.uname().nodename}.",
+            reasons[-1],
+            "this machine, or the container that it is, does not let users have one",
+            'HepScaleExecutor(interposer="auto") runs without one where there is none',
+        )
+    return _nothing(settings, "; ".join(reasons))
+
+
+def _nothing(settings: dict[str, Any], why: str = "") -> Sandbox:
+    """Return that there is no sandbox; repositories are those that the machine has."""
+    sandbox = Sandbox(why=why)
+    sandbox.repositories = _repositories(settings.get("cvmfs"), None)
+    return sandbox
+
+
+def why_not(settings: dict[str, Any]) -> str:
+    """Try all of it in a process of its own; return why it does not work, or nothing."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = ""
+        try:
+            os.close(reading)
+            _rehearse(settings)
+        except BaseException as error:
+            text = _reason(error)
+        finally:
+            os.write(writing, text.encode())
+            os._exit(0)
+    os.close(writing)
+    try:
+        waiter = select.poll()
+        waiter.register(reading, select.POLLIN)
+        if not waiter.poll(_PROBE_S * 1000):
+            os.kill(pid, 9)
+            return f"it was not there after {_PROBE_S:.0f} s"
+        text = os.read(reading, 1 << 16).decode()
+    finally:
+        os.close(reading)
+        _, status = os.waitpid(pid, 0)
+    return text or ("the system ended what tried it, as filters do" if status else "")
+
+
+def mount_fuse(target: str, start: Callable[[int], str]) -> None:
+    """Mount what a server of FUSE shows at `target`.
+
+    Parameters
+    ----------
+    target
+        A folder.
+    start
+        Is given ``/dev/fuse``, starts the server with it, and returns the options to mount with.
+
+    Raises
+    ------
+    OSError
+        There is no FUSE here, or it is not ours to use.
+    """
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount("hepscale", target, "fuse", flags, start(device))
+    finally:
+        os.close(device)
+
+
+# -- the world -------------------------------------------------------------------------------------
+
+
+def _start_anew(settings: dict[str, Any]) -> NoReturn:
+    """Execute this very program again, in a world of its own."""
+    world.enter()
+    syscalls.keep_privileges()
+    python = sys.executable
+    # a packed interpreter knows where it lies
+    if settings.get("sys_path") is None and python.startswith(sys.prefix + os.sep):
+        python = world.ENVIRONMENT + python[len(sys.prefix) :]
+    environ = {
+        **os.environ,
+        _INSIDE: json.dumps({"kind": "userns", "prefix": sys.prefix}),
+    }
+    os.execve(python, [python, *sys.orig_argv[1:]], environ)
+
+
+def _start_under_parrot(
+    settings: dict[str, Any], wanted: dict[str, Any], program: str, why: str
+) -> NoReturn:
+    command, environ = parrot.command(program, settings, wanted)
+    inside = json.dumps({"kind": "parrot", "why": why, "prefix": sys.prefix})
+    command += [sys.executable, *sys.orig_argv[1:]]
+    os.execve(program, command, {**os.environ, **environ, _INSIDE: inside})
+
+
+# -- what tasks see of it --------------------------------------------------------------------------
+
+
+def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Start | None) -> Sandbox:
+    """Return the sandbox, in the world: with its repositories, and a nursery."""
+    sandbox = Sandbox("userns")
+    syscalls.keep_to_self()
+    sandbox.repositories = _repositories(settings.get("cvmfs"), start)
+    sandbox.nursery = world.nursery(settings, wanted)
+    sandbox.helpers.add(sandbox.nursery.pid)
+    return sandbox
+
+
+def _rehearse(settings: dict[str, Any]) -> None:
+    wanted = settings.get("interposer") or {}
+    world.enter()
+    nursery = world.nursery(settings, wanted)
+    cell = nursery.cell(settings["dir"], (), None)
+    pid = cell.fork()
+    if pid == 0:
+        code = 1
+        try:
+            cell.enter()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    cell.close()
+    nursery.close()
+    if status:
+        raise cells.CellError("a process could not enter it")
+
+
+# -- repositories ----------------------------------------------------------------------------------
+
+
+def _repositories(cvmfs: dict[str, Any] | None, start: Start | None) -> dict[str, str]:
+    """See to it that repositories are below ``/cvmfs``; return how they came there."""
+    found = dict.fromkeys(_names(cvmfs), "client")
+    for name in found:
+        # one that the machine mounts on demand shows when it is looked into
+        with contextlib.suppress(OSError):
+            if os.listdir(f"/cvmfs/{name}"):
+                found[name] = "mounted"
+    missing = [name for name, how in found.items() if how == "client"]
+    if missing and start is not None:
+        _add_to_cvmfs(missing)
+    for name in missing:
+        _serve(name, f"/cvmfs/{name}", start)
+    return found
+
+
+def _names(cvmfs: dict[str, Any] | None) -> list[str]:
+    return [one["name"] for one in (cvmfs or {}).get("repositories", ())]
+
+
+def _add_to_cvmfs(names: list[str]) -> None:
+    """Make room below ``/cvmfs``, which may be the machine's own, for more repositories."""
+    begun = "/hepscale/cvmfs"
+    os.mkdir(begun)
+    for name in {*os.listdir("/cvmfs"), *names}:
+        os.mkdir(f"{begun}/{name}")
+        if name not in names:
+            syscalls.bind(f"/cvmfs/{name}", f"{begun}/{name}")
+    syscalls.bind(begun, "/cvmfs")
+
+
+def _serve(name: str, target: str, start: Start | None) -> None:
+    if start is None:
+        raise Unusable(
+            f"The repository {name} is not there.",
+            target,
+            "this machine has not mounted it",
+            f"ls {target}",
+        )
+    try:
+        mount_fuse(target, lambda device: start(name, device))
+    except OSError as error:
+        raise Unusable(
+            f"The repository {name} cannot be mounted on {os.uname().nodename}.",
+            f"{target}: {error}",
+            "there is no /dev/fuse on this machine, or it is not for all users",
+            "ls -l /dev/fuse there; or ask for workers that have /cvmfs",
+        ) from None
+
+
+# -- why not ---------------------------------------------------------------------------------------
+
+
+def _reason(error: BaseException) -> str:
+    """Return why there is no sandbox, as a person would say it."""
+    said = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+    return "; ".join([said, *_circumstances(error)])
+
+
+def _circumstances(error: BaseException) -> Iterator[str]:
+    number = error.errno if isinstance(error, OSError) else None
+    if _read("/proc/sys/user/max_user_namespaces") == "0" or number == errno.ENOSPC:
+        yield "user namespaces are switched off (user.max_user_namespaces), or used up"
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        yield "user namespaces are switched off (kernel.unprivileged_userns_clone)"
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        yield "AppArmor refuses them (kernel.apparmor_restrict_unprivileged_userns)"
+    if "\nSeccomp:\t2" in _read("/proc/self/status"):
+        yield "a seccomp filter is in force, as in containers"
+    if "proc" in str(error) and "mount" in str(error):
+        yield "a part of /proc is covered here, as in containers"
+    if number == errno.EPERM and "unshare" in str(error) and _is_chroot():
+        yield "the kernel refuses user namespaces in a chroot"
+
+
+def _is_chroot() -> bool:
+    """Return whether the root is no mount point."""
+    lines = _read("/proc/self/mountinfo").splitlines()
+    return not any(line.split()[4] == "/" for line in lines)
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
+        return stream.read().strip()
+    return ""

@@ -1,0 +1,263 @@
+"""Forkservers that run small programs in sandboxes: as this user, as another, in a chroot."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import operator
+import os
+import pickle
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import hepscale.worker
+from hepscale.worker import proc, scratch
+from hepscale.worker.frames import FrameReader, Kind
+
+FOLDER = Path(hepscale.worker.__file__).parent
+NOBODY = 65534
+# of the system: that of a user may be out of others' sight
+SYSTEM_PYTHON = "/usr/bin/python3"
+_WAIT_S = 30
+
+# a root that is no mount point, as that of a chroot; the mounts go with their namespace
+_CHROOT = """
+top=$1; shift
+mount -t tmpfs none "$top"
+root="$top/root"
+mkdir -p "$root" && cd "$root"
+mkdir usr proc dev etc tmp home root; chmod 1777 tmp
+echo secret > home/secret; echo secret > root/secret
+for link in bin sbin lib lib64; do ln -s "usr/$link" "$link"; done
+for one in usr proc dev etc; do mount --rbind "/$one" "$one"; done
+mkdir -p "$root$SHARED"; mount --bind "$SHARED" "$root$SHARED"
+exec chroot "$root" "$@"
+"""
+
+
+def as_nobody():
+    """Return the command that runs others as user nobody."""
+    need_root()
+    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+
+
+def in_chroot(folder):
+    """Return the command that runs others as root in a chroot, which shares `folder` with us."""
+    need_root()
+    top = folder / "top"
+    top.mkdir()
+    set_shared = ["env", f"SHARED={folder / 'shared'}"]
+    return [*set_shared, "unshare", "--mount", "sh", "-ec", _CHROOT, "sh", str(top)]
+
+
+def without_namespaces(user=NOBODY):
+    """Return the command that runs others where the kernel gives no user namespaces any more."""
+    off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]
+    return ["unshare", "--user", "--map-root-user", "sh", "-ec", off, "sh", *drop]
+
+
+def need_root():
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+
+
+class Place:
+    """A folder for everything of a test, which others than this user can enter too."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="hepscale-sandbox-", dir="/var/tmp"))
+        self.folder.chmod(0o755)
+        self.shared = self.folder / "shared"
+        self.shared.mkdir(mode=0o777)
+        self.shared.chmod(0o777)
+        shutil.copytree(
+            FOLDER, self.shared / "worker", ignore=shutil.ignore_patterns("__pycache__")
+        )
+
+    def remove(self):
+        shutil.rmtree(self.folder)
+
+
+class Server:
+    """A forkserver with a sandbox.
+
+    With `worker`, a process, it belongs to that one, as on a worker of Work Queue; its folder is
+    then one that `scratch.sweep` removes when nobody holds its lock.
+    """
+
+    def __init__(self, place, within=(), name="server", worker=None, **wanted):
+        python, lock = SYSTEM_PYTHON, []
+        if worker is None:
+            self.folder = place.shared / name
+            self.folder.mkdir()
+            self.folder.chmod(0o777)
+        else:
+            folder, *lock = scratch.make(str(place.shared))
+            self.folder = Path(folder)
+        lib = subprocess.run(
+            [python, "-I", "-S", "-c", "import os; print(os.path.dirname(os.__file__))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        told = {
+            "dir": str(self.folder),
+            "manager_pid": os.getpid(),
+            "idle_s": 60,
+            "preload": ["fractions"],
+            "sys_path": [lib, f"{lib}/lib-dynload"],
+            "interposer": {"kind": "userns", **wanted},
+            "cvmfs": None,
+        }
+        if worker is not None:
+            told |= {"manager_pid": worker, "since": proc.since(worker)}
+        settings = self.folder / "settings.json"
+        settings.write_text(json.dumps(told))
+        self.log = (place.folder / f"{name}.log").open("w+b")
+        self.process = subprocess.Popen(
+            [*within, python, "-I", "-S", str(place.shared / "worker"), str(settings)],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=self.log,
+            cwd=place.shared,
+            pass_fds=lock,
+            start_new_session=True,
+        )
+        for one in lock:
+            os.close(one)
+        self.socket = None
+        self.waiting = {}
+
+    def connect(self):
+        """Connect to it; return what it says of its sandbox, or None if it has ended."""
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(_WAIT_S)
+        here = os.open(self.folder, os.O_RDONLY)
+        try:
+            end = time.monotonic() + _WAIT_S
+            while True:
+                try:
+                    client.connect(f"/proc/self/fd/{here}/s")
+                    break
+                except OSError:
+                    if self.process.poll() is not None:
+                        client.close()
+                        return None
+                    assert time.monotonic() < end
+                    time.sleep(0.005)
+        finally:
+            os.close(here)
+        self.socket, self.lines = client, client.makefile("r")
+        self.ready = self.event()
+        return self.ready["interposer"]
+
+    @property
+    def said(self):
+        self.log.flush()
+        return Path(self.log.name).read_text()
+
+    def event(self):
+        line = self.lines.readline()
+        return json.loads(line) if line else None
+
+    def begin(self, name, source, memory_mb=None, environ=None, **spec):
+        """Begin a task that runs `source`, which sets `result`."""
+        folder = self.folder / name
+        folder.mkdir()
+        folder.chmod(0o777)
+        merge = functools.partial(functools.reduce, operator.add)
+        payload = {"function": eval, "merge": merge, "dumps": pickle.dumps}
+        (folder / "payload").write_bytes(pickle.dumps(payload))
+        text = f"exec({source!r}, (g := {{}})) or [g['result']]"
+        (folder / "work").write_bytes(pickle.dumps([("key", 1, text)]))
+        told = {
+            "task": name,
+            "attempt": 1,
+            "payload": str(folder / "payload"),
+            "code": None,
+            "cwd": str(folder),
+            "isolate": False,
+            "frame_interval_s": 0.0,
+            "compression": 1,
+            **spec,
+        }
+        (folder / "task.json").write_text(json.dumps(told))
+        (folder / "environ").write_text(json.dumps({"PATH": os.defpath, **(environ or {})}))
+        request = {"op": "run", "id": name, "dir": str(folder), "memory_mb": memory_mb}
+        request["environ"] = str(folder / "environ")
+        self.send(request)
+        return folder
+
+    def send(self, request):
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
+
+    def run(self, name, source, **options):
+        """Run a task; return how it ended, and its result or what it raised."""
+        folder = self.begin(name, source, **options)
+        ended = self.event()
+        result = None
+        for frame in FrameReader().feed((folder / "frames").read_bytes()):
+            if frame.kind is Kind.OUTPUT:
+                (result,) = pickle.loads(frame.payload)
+            elif frame.kind is Kind.FAILED:
+                result = frame.meta["exceptions"]
+        if ended["status"] != "done":
+            print((folder / "stderr").read_text() if (folder / "stderr").exists() else "")
+        return ended, result
+
+    def close(self):
+        """End it as its manager does: by going away."""
+        if self.socket is not None:
+            self.lines.close()
+            self.socket.close()
+        self.process.stdin.close()
+        try:
+            self.process.wait(_WAIT_S)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            self.log.close()
+        return self.process.returncode
+
+
+@contextlib.contextmanager
+def server(place, *args, **options):
+    """A forkserver that is ready; afterwards nothing is left of it."""
+    one = Server(place, *args, **options)
+    try:
+        assert one.connect() is not None, one.said
+        yield one
+    finally:
+        one.close()
+    assert not one.folder.exists()
+
+
+def alive(marker):
+    """Return the processes whose variables or command line hold a text."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+                if marker.encode() in told:
+                    found[int(folder.name)] = told[-200:]
+    return found
+
+
+def wait_until(condition, timeout_s=10.0):
+    """Wait for something to become true."""
+    end = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < end
+        select.select([], [], [], 0.01)
+    return found

@@ -1,0 +1,276 @@
+"""Interposers: what may be asked for, what workers are told, what is said of failures; Parrot."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from hepscale import ConfigError, HepScaleExecutor, Interposer
+from hepscale.config import load_settings, resolve
+from hepscale.errors import ChunksFailed
+from hepscale.executor import interposer
+from hepscale.executor.failures import describe
+from hepscale.executor.task import Chunk, ChunkKey, Task, TaskEnded, TaskId
+from hepscale.view.state import RunState, apply
+from hepscale.worker import parrot, sandbox, syscalls
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def told(**given):
+    return interposer.told(load_settings(**given))
+
+
+def test_nothing_unless_asked_for():
+    assert told() == {"interposer": None, "cvmfs": None}
+    assert told(interposer={"kind": "none"})["interposer"] is None
+
+
+def test_repositories_want_one():
+    assert told(cvmfs={"repositories": ["x"]})["interposer"]["kind"] == "auto"
+    assert told(cvmfs={"repositories": ["x"]}, interposer="none")["interposer"]["kind"] == "none"
+
+
+def test_a_kind_or_all_of_it():
+    assert interposer.given(None) is None
+    assert told(interposer=interposer.given("auto"))["interposer"] == {
+        "kind": "auto",
+        "allow": (),
+        "network": True,
+        "writes": "folder",
+    }
+    wanted = Interposer("userns", allow=["/a", "/b:rw"], network=False, writes="outputs")
+    found = told(interposer=interposer.given(wanted))["interposer"]
+    assert found == {
+        "kind": "userns",
+        "allow": ("/a", "/b:rw"),
+        "network": False,
+        "writes": "outputs",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "allow"),
+    [
+        ('interposer = "auto"\n', "auto", ()),
+        ('[interposer]\nkind = "userns"\nallow = ["/data", "~/x:rw"]\n', "userns", 2),
+    ],
+)
+def test_in_files(tmp_path, monkeypatch, text, kind, allow):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "hepscale.toml").write_text(text)
+    found = resolve()
+    assert found.settings.interposer.kind == kind
+    assert str(found.origin("interposer.kind")).startswith(f"{tmp_path}/hepscale.toml:")
+    if allow:
+        assert found.settings.interposer.allow == ("/data", "/home/me/x:rw")
+
+
+def test_in_variables(monkeypatch):
+    monkeypatch.setenv("HEPSCALE_INTERPOSER", "userns")
+    monkeypatch.setenv("HEPSCALE_INTERPOSER_ALLOW", "/data '/with space'")
+    monkeypatch.setenv("HEPSCALE_INTERPOSER_NETWORK", "false")
+    found = load_settings().interposer
+    assert (found.kind, found.network) == ("userns", False)
+    assert found.allow == ("/data", "/with space")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        ("usernss", "'userns'"),
+        (3, "interposer=3"),
+        (Interposer(writes="output"), "'outputs'"),
+        (Interposer(allow="/data"), "['/data']"),
+        (Interposer(allow=["data"]), "absolute"),
+        (Interposer(allow=["/"]), "not all that there is"),
+        (Interposer(network="no way"), "interposer.network"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(wanted, text):
+    with pytest.raises(ConfigError) as caught:
+        HepScaleExecutor(interposer=wanted)
+    assert text in str(caught.value)
+    assert caught.value.fix
+
+
+# -- records ---------------------------------------------------------------------------------------
+
+
+def test_what_tasks_read():
+    names = ["/a", "file:///b", "root://host//c", "relative", "/a", ""]
+    chunks = tuple(Chunk(ChunkKey(str(n)), None, file=name) for n, name in enumerate(names))
+    task = Task(TaskId("t"), 1, chunks, b"", Path("payload"))
+    assert task.reads == ("/a", "/b")
+
+
+def test_what_was_left_is_added_up():
+    state = RunState()
+    for files in (1, 2):
+        ended = {"left": {"files": files, "bytes": 10 * files}}
+        ready = {"interposer": {"kind": "userns", "why": "", "cvmfs": {"r": "client"}}}
+        inside = interposer.interposed(ready, ended)
+        assert inside.repositories == (("r", "client"),)
+        apply(state, TaskEnded(TaskId("t"), "done", interposed=inside), 1.0)
+    assert (state.interposers, state.left_files, state.left_bytes) == ({"userns": 2}, 3, 30)
+
+
+# -- what is said of failures ----------------------------------------------------------------------
+
+
+def explained(reason, kind="userns"):
+    failure = describe(Chunk(ChunkKey("k"), None), "exception", reason)
+    error = ChunksFailed("1 chunk failed.", items=[str(failure)], cause="old", fix="old")
+    error.failed = (failure,)
+    interposer.explain(error, load_settings(interposer={"kind": kind}))
+    return error
+
+
+def test_a_path_that_is_hidden(tmp_path):
+    reason = f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}'"
+    error = explained(reason)
+    assert f"{tmp_path} is outside of what the sandbox shows" in error.cause
+    assert f'allow=["{tmp_path}"]' in error.fix
+    assert explained(reason, kind="none").cause == "old"
+    assert explained(reason.replace(str(tmp_path), f"{tmp_path}/no")).cause == "old"
+
+
+def test_a_path_that_cannot_be_written():
+    error = explained("OSError: [Errno 30] Read-only file system: '/data/out/file'")
+    assert "outside of what the sandbox lets tasks write to" in error.cause
+    assert 'allow=["/data/out:rw"]' in error.fix
+
+
+# -- why there is none -----------------------------------------------------------------------------
+
+
+def test_reasons(monkeypatch):
+    def read(path):
+        return {"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}.get(path, "")
+
+    monkeypatch.setattr(sandbox, "_read", read)
+    said = sandbox._reason(PermissionError(13, "Permission denied", "/proc/self/uid_map"))
+    assert "AppArmor refuses them" in said
+    assert "/proc/self/uid_map" in said
+
+
+def test_mounts_below_a_path(monkeypatch, tmp_path):
+    lines = [
+        "1 0 8:1 / / rw,relatime - ext4 /dev/a rw",
+        f"2 1 8:1 /x {tmp_path} rw,nosuid,noatime - ext4 /dev/a rw",
+        rf"3 2 8:1 /y {tmp_path}/a\040b ro,nodev - ext4 /dev/a rw",
+        f"4 1 8:1 /z {tmp_path}-other rw - ext4 /dev/a rw",
+    ]
+    path = tmp_path / "mountinfo"
+    path.write_text("\n".join(lines) + "\n")
+    real = open
+    monkeypatch.setattr("builtins.open", lambda name, mode: real(path, mode))
+    found = syscalls._mounts_below(str(tmp_path))
+    assert found == [(str(tmp_path), 2 | 0x400), (f"{tmp_path}/a b", 1 | 4)]
+
+
+def test_what_a_system_call_refuses_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="umount") as caught:
+        syscalls.unmount(str(tmp_path))
+    assert caught.value.filename == str(tmp_path)
+
+
+# -- Parrot ----------------------------------------------------------------------------------------
+
+
+def program(tmp_path, body):
+    """Write a program that stands for ``parrot_run``."""
+    path = tmp_path / "parrot_run"
+    path.write_text(f'#!/bin/sh\n[ "$1" = -- ] && shift\n{body}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+NETWORK = {"network": True, "writes": "folder"}
+
+
+def test_parrot_is_used_only_if_it_runs_programs(tmp_path):
+    assert parrot.why_not(program(tmp_path, 'exec "$@"'), NETWORK) == ""
+    assert "not run under it: no ELF" in parrot.why_not(
+        program(tmp_path, "echo no ELF >&2; exit 127"), NETWORK
+    )
+    # a shell, but no program that loads libraries
+    only_shell = program(tmp_path, 'case "$1" in sh) exec "$@";; *) exit 1;; esac')
+    assert f"{sys.executable} does not run under it: exit code 1" in parrot.why_not(
+        only_shell, NETWORK
+    )
+    assert "no parrot_run" in parrot.why_not("", NETWORK)
+    assert "No such file" in parrot.why_not(str(tmp_path / "none"), NETWORK)
+
+
+def test_parrot_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(parrot, "_PROBE_S", 0.2)
+    assert "hangs" in parrot.why_not(program(tmp_path, "exec sleep 60"), NETWORK)
+
+
+def test_parrot_does_not_promise_what_it_cannot_keep(tmp_path):
+    good = program(tmp_path, 'exec "$@"')
+    assert "cuts the network" in parrot.why_not(good, {"network": False})
+    assert "cuts the network" in parrot.why_not(good, {"writes": "outputs"})
+
+
+def test_the_command_of_parrot(tmp_path):
+    servers = ["http://a/cvmfs/r.example.org", "http://b/cvmfs/r.example.org"]
+    settings = {
+        "dir": str(tmp_path),
+        "cvmfs": {
+            "repositories": [{"name": "r.example.org", "servers": servers, "keys": []}],
+            "proxies": "http://squid:3128",
+            "alien_cache": "/alien",
+        },
+    }
+    command, environ = parrot.command("/bin/parrot_run", settings, {"allow": ["/data", "/out:rw"]})
+    mounts, private = tmp_path / "parrot-mounts", tmp_path / "parrot-tmp"
+    assert command == ["/bin/parrot_run", "-m", str(mounts), "-M", f"/tmp={private}", "--"]
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    lines = mounts.read_text().splitlines()
+    assert {"/home DENY", "/data /data rx", "/out /out rwx", f"/var/tmp {private}"} <= set(lines)
+    assert environ == {
+        "PARROT_CVMFS_REPO": f"r.example.org:url={';'.join(servers)}",
+        "PARROT_CVMFS_ALIEN_CACHE": "/alien",
+        "HTTP_PROXY": "http://squid:3128",
+    }
+
+
+def test_parrot_starts_the_forkserver_again(tmp_path, monkeypatch):
+    """The program that stands for it runs what it is given, and shows all that there is."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call) or exec_ends())
+
+    def exec_ends():
+        raise SystemExit
+
+    good = program(tmp_path, 'exec "$@"')
+    settings = {"dir": str(tmp_path), "interposer": {"kind": "parrot", "parrot": good}}
+    with pytest.raises(SystemExit):
+        sandbox.arrange(settings)
+    ((path, command, environ),) = calls
+    assert (path, command[0], command[-len(sys.orig_argv) :][0]) == (good, good, sys.executable)
+    monkeypatch.setenv("HEPSCALE_WORLD", environ["HEPSCALE_WORLD"])
+    found = sandbox.arrange(settings)
+    assert (found.kind, found.nursery, settings["manager_pid"]) == ("parrot", None, os.getppid())
+    assert json.dumps(found.told())
+
+
+def test_parrot_that_is_missing_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(sandbox.Unusable, match="no parrot_run on the PATH"):
+        sandbox.arrange({"dir": str(tmp_path), "interposer": {"kind": "parrot"}})
+
+
+def test_a_repository_that_is_not_there(tmp_path):
+    cvmfs = {"repositories": [{"name": "no.example.org"}]}
+    settings = {"dir": str(tmp_path), "interposer": {"kind": "none"}, "cvmfs": cvmfs}
+    with pytest.raises(sandbox.Unusable, match=r"The repository no\.example\.org is not there"):
+        sandbox.arrange(settings)
