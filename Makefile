@@ -8,15 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-# two at a time: faults and the browser mostly wait
-MAKEFLAGS += --jobs=2
+# three at a time: tests of workers and of the browser mostly wait
+MAKEFLAGS += --jobs=3
 
-.PHONY: demo test lint unit integration conformance faults browser system notebooks bench clean
+.PHONY: demo test lint unit integration packing conformance faults browser system notebooks bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
 
-test: integration faults browser lint notebooks unit conformance
+test: integration packing faults browser lint notebooks unit conformance
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -29,6 +29,10 @@ unit: system $(VENV)/installed-dev
 
 integration: system $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+# environments that are packed, unpacked and run in
+packing: system $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/packing $(PYTEST_ARGS)
 
 # every engine against the same tests
 conformance: system $(VENV)/installed-dev
@@ -48,7 +52,7 @@ $(VENV)/ipykernel-%: | $(VENV)/installed-dev
 
 # root's tests make a Debian chroot, try another shell and start Slurm; Work Queue's worker and C library
 # are for the workqueue engine; the browser needs a font
-SYSTEM := chromium fonts-dejavu-core debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev munge slurm-wlm
+SYSTEM := chromium fonts-dejavu-core debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev munge slurm-wlm squid
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  dpkg -s $(SYSTEM) >/dev/null 2>&1 || apt-get install --quiet --yes $(SYSTEM) || \

@@ -194,9 +194,9 @@ class Settings(Table):
 
 # keys of tables within the settings
 TABLES = {
+    "cvmfs": frozenset(CvmfsSettings.model_fields),
     "interposer": frozenset(InterposerSettings.model_fields),
     "workers": frozenset(WorkersSettings.model_fields),
-    "cvmfs": frozenset(CvmfsSettings.model_fields),
 }
 # tables for which one value may stand: that of this key
 SHORT = {"interposer": "kind"}
