@@ -14,7 +14,7 @@ import pytest
 from packed import calculate
 from publisher import File
 
-from hepscale import CvmfsConfig, doctor
+from hepscale import CvmfsConfig, Workers, doctor
 from hepscale.errors import HepScaleError
 
 pytestmark = pytest.mark.usefixtures("few", "nothing_left")
@@ -52,7 +52,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CvmfsConfig]:
         thread.join()
 
 
-def test_data_files_and_modules(config, monkeypatch):
+@pytest.mark.parametrize(
+    "engine", [{}, {"engine": "workqueue", "workers": Workers("local", cores=2)}]
+)
+def test_data_files_and_modules(config, monkeypatch, engine):
     monkeypatch.syspath_prepend(f"/cvmfs/{NAME}/py")
 
     def work(item):
@@ -62,7 +65,7 @@ def test_data_files_and_modules(config, monkeypatch):
             return file.read(), cvmfs_tool.ANSWER, cvmfs_tool.__file__
 
     file = f"/cvmfs/{NAME}/py/cvmfs_tool.py"
-    assert calculate(work, cvmfs=config) == [("read me\n", 42, file)] * 3
+    assert calculate(work, cvmfs=config, **engine) == [("read me\n", 42, file)] * 3
     assert not Path(f"/cvmfs/{NAME}").exists()
 
 
