@@ -11,8 +11,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hepscale.errors import EngineError
@@ -44,35 +42,36 @@ def run(told: dict[str, Any], command: Sequence[str]) -> int:
         A repository cannot be had, or this machine does not let users mount.
     """
     line = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
-    with tempfile.TemporaryDirectory(prefix="hepscale-cvmfs-") as folder:
-        settings = Path(folder, "settings.json")
-        settings.write_text(json.dumps(told))
-        reading, writing = os.pipe()
-        # what is typed to end the command is for the command
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        pid = os.fork()
-        if pid == 0:
-            os.close(reading)
-            _become_world(told, str(settings), line, writing)
-        os.close(writing)
-        try:
-            with open(reading, encoding="utf-8") as stream:
-                said = stream.read()
-            _, status = os.waitpid(pid, 0)
-        finally:
-            signal.signal(signal.SIGINT, before)
+    reading, writing = os.pipe()
+    # what is typed to end the command is for the command
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _become_world(told, line, writing)
+    os.close(writing)
+    try:
+        with open(reading, encoding="utf-8") as stream:
+            said = stream.read()
+        _, status = os.waitpid(pid, 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     if said:
         raise EngineError(**json.loads(said))
     return _code(status)
 
 
-def _become_world(told: dict[str, Any], settings: str, line: list[str], writing: int) -> NoReturn:
+def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoReturn:
     """Mount, run the command, and end with its exit code; what is wrong is written to a pipe."""
     code = 1
     try:
         proc.die_with_parent()
         world.enter()
-        sandbox.mount_repositories(told, Launcher(settings))
+        # a file would be left if this is killed
+        settings = os.memfd_create("settings", 0)
+        os.write(settings, json.dumps(told).encode())
+        sandbox.mount_repositories(told, Launcher(f"/proc/self/fd/{settings}"))
+        os.close(settings)
         os.close(writing)
         code = _run(line)
     except BaseException as error:  # noqa: BLE001

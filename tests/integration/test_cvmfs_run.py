@@ -178,8 +178,8 @@ def test_somebody_without_privileges(run):
     ), done.stderr
 
 
-def test_nothing_is_left_of_what_is_killed(place):
-    environ = {**os.environ, "USER": "me"}
+def test_nothing_is_left_of_what_is_killed(place, tmp_path):
+    environ = {**os.environ, "USER": "me", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         line(place, "--", "sh", "-c", f"ls /cvmfs/{NAME}; sleep 1000"),
         env=environ,
@@ -190,3 +190,4 @@ def test_nothing_is_left_of_what_is_killed(place):
         assert served()
         process.kill()
     assert gone()
+    assert not os.listdir(tmp_path)
