@@ -383,6 +383,27 @@ def test_the_size_of_the_repository(start):
     assert struct.unpack_from("<QQQQQ", answer) == (2, 0, 0, 7, 0)
 
 
+def test_a_file_whose_parts_are_unknown_is_an_error_of_that_file_alone(start, monkeypatch):
+    kernel = start({"/odd": Entry("", size=5), "/f": b"good"})
+    found = kernel.revision.chunks
+
+    def chunks(entry: Entry) -> list[Chunk]:
+        if entry.path == "/odd":
+            raise ObjectError("a file without an object", entry.path)
+        return found(entry)
+
+    monkeypatch.setattr(kernel.revision, "chunks", chunks)
+    with pytest.raises(OSError, match="Input/output error"):
+        kernel.read(kernel.look_up("odd"))
+    assert kernel.read(kernel.look_up("f")) == b"good"
+
+
+def test_a_node_that_nobody_was_told_of_is_stale(start):
+    with pytest.raises(OSError) as caught:
+        start({}).ask(Opcode.GETATTR, 99, bytes(16))
+    assert caught.value.errno == errno.ESTALE
+
+
 def test_what_is_not_known_is_not_implemented(start):
     with pytest.raises(OSError, match="not implemented"):
         start({}).ask(46, 1, bytes(24))

@@ -115,10 +115,10 @@ class Server:
 
     def _begin(self, request: Request) -> None:
         handler = self._handlers.get(request.opcode)
-        node = self._nodes.get(request.node) or self._nodes.get(fuse.ROOT)
-        assert node is not None
-        if handler is None:
-            self._connection.refuse(request.unique, errno.ENOSYS)
+        # the first message is about none
+        node = self._nodes.get(request.node or fuse.ROOT)
+        if handler is None or node is None:
+            self._connection.refuse(request.unique, errno.ESTALE if handler else errno.ENOSYS)
             return
         approach = self._way(request, node)
         if approach is None:
