@@ -71,6 +71,7 @@ class Revision:
 
     def __init__(self, files: dict[str, Any], number: int = 1, ttl_s: float = 600.0) -> None:
         self.number, self.root, self.ttl_s = number, Name(f"{number:040x}"), ttl_s
+        self.notice = ""
         self.counters = {"self_regular": 3, "subtree_dir": 4, "self_file_size": 4097}
         self.contents: dict[str, list[bytes]] = {}
         self.entries = {"": Entry("", stat.S_IFDIR | 0o755, inode=2)}
@@ -135,6 +136,7 @@ class Kernel:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.settimeout(10)
         self.revision, self.newer, self.name = revision, newer, "demo.example.org"
+        self.trouble = None
         self._theirs, self._last = theirs, 0
         self.server = Server(fuse.Connection(theirs.fileno()), self, revision, lambda _: False)
         self.thread = threading.Thread(target=self._serve)
@@ -145,7 +147,7 @@ class Kernel:
             # an empty message is the end of a socket, which /dev/fuse has not got
             self.server.run()
 
-    def refresh(self) -> Revision | None:
+    def refresh(self, *, now: bool) -> Revision | None:
         return self.newer.pop(0) if self.newer else None
 
     def send(self, opcode: int, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
@@ -381,6 +383,27 @@ def test_the_size_of_the_repository(start):
     answer = start({}).ask(Opcode.STATFS)
     assert len(answer) == 80
     assert struct.unpack_from("<QQQQQ", answer) == (2, 0, 0, 7, 0)
+
+
+def test_a_file_whose_parts_are_unknown_is_an_error_of_that_file_alone(start, monkeypatch):
+    kernel = start({"/odd": Entry("", size=5), "/f": b"good"})
+    found = kernel.revision.chunks
+
+    def chunks(entry: Entry) -> list[Chunk]:
+        if entry.path == "/odd":
+            raise ObjectError("a file without an object", entry.path)
+        return found(entry)
+
+    monkeypatch.setattr(kernel.revision, "chunks", chunks)
+    with pytest.raises(OSError, match="Input/output error"):
+        kernel.read(kernel.look_up("odd"))
+    assert kernel.read(kernel.look_up("f")) == b"good"
+
+
+def test_a_node_that_nobody_was_told_of_is_stale(start):
+    with pytest.raises(OSError) as caught:
+        start({}).ask(Opcode.GETATTR, 99, bytes(16))
+    assert caught.value.errno == errno.ESTALE
 
 
 def test_what_is_not_known_is_not_implemented(start):

@@ -57,7 +57,8 @@ class Content:
     def is_near(self, node: Node, offset: int, size: int) -> bool:
         """Say whether reading takes no longer than answering otherwise would."""
         if node.chunks is None:
-            if node.entry.chunked or node.entry.external:
+            if node.entry.object is None or node.entry.external:
+                # in chunks, which a catalog knows; or it cannot be read, and that is told elsewhere
                 return False
             node.chunks = node.revision.chunks(node.entry)
         return all(

@@ -43,7 +43,7 @@ _MAJOR, _MINOR, _LEAST_MINOR = 7, 31, 27
 # what is read belongs to a revision that never changes: the kernel may keep it for ever
 _FOREVER_S = 10 * 365 * 86_400
 _MOST_PAGES = 256
-_UNTIL_MOUNTED_S = 0.001
+_LOOK_S, _LONGEST_UNMOUNTED_S = 0.001, 60.0
 _ID_MASK = 0xFFFFFFFF
 
 _IN = struct.Struct("<IIQQIIIHH")
@@ -272,9 +272,10 @@ class Connection:
         self._descriptor = descriptor
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
+        self._given_up = time.monotonic() + _LONGEST_UNMOUNTED_S
 
     def receive(self) -> Request | None:
-        """Wait for a message; None once the file system is no longer mounted."""
+        """Wait for a message; None once the file system is not mounted, or if it never is."""
         while True:
             try:
                 length = os.readv(self._descriptor, [self._buffer])
@@ -282,11 +283,11 @@ class Connection:
                 # ENOENT: who asked was killed before it could be read
                 if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:
                     continue
-                if error.errno == errno.EPERM:
+                if error.errno == errno.EPERM and time.monotonic() < self._given_up:
                     # not mounted yet, and nothing tells when it will be
-                    time.sleep(_UNTIL_MOUNTED_S)
+                    time.sleep(_LOOK_S)
                     continue
-                if error.errno == errno.ENODEV:
+                if error.errno in {errno.ENODEV, errno.EPERM}:
                     return None
                 raise
             return Request(self._view[:length])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 
 from . import RepositoryError, fuse
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
         _tell(fact=f"The repository cannot be opened: {error}", item=name, cause="", fix="")
         return 1
     _tell(ok=True)
+    # who stops a command that it serves does not mean this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir("/")
     sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(_GARBAGE)

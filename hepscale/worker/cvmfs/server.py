@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Protocol
 
+    from . import RepositoryError
     from .fuse import Request
     from .names import Name
     from .nodes import Node
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
         """Where revisions come from: a `Repository`."""
 
         name: str
+        trouble: RepositoryError | None
 
-        def refresh(self) -> Revision | None:
+        def refresh(self, *, now: bool) -> Revision | None:
             """Return a newer revision, if there is one."""
 
 
@@ -40,6 +42,8 @@ _MOST_WAITING = 16
 # how often it is looked whether who waits for an answer was killed meanwhile
 _LOOK_S = 0.2
 _LEAST_TTL_S = 0.1
+# the longest time until the next try when one has failed
+_AGAIN_S = 180.0
 _SIGKILL_PENDING = 1 << 8
 
 
@@ -77,6 +81,7 @@ class Server:
         self._waiting: dict[int, int] = {}
         self._interrupted: set[int] = set()
         self._wake = threading.Event()
+        self._due = 0.0
         self._newest: Revision | None = None
         self._terms = fuse.Terms(fuse.Flag(0), b"")
         self._handlers: Mapping[int, Callable[[Request, Node], bytes]] = {
@@ -115,10 +120,10 @@ class Server:
 
     def _begin(self, request: Request) -> None:
         handler = self._handlers.get(request.opcode)
-        node = self._nodes.get(request.node) or self._nodes.get(fuse.ROOT)
-        assert node is not None
-        if handler is None:
-            self._connection.refuse(request.unique, errno.ENOSYS)
+        # the first message is about none
+        node = self._nodes.get(request.node or fuse.ROOT)
+        if handler is None or node is None:
+            self._connection.refuse(request.unique, errno.ESTALE if handler else errno.ENOSYS)
             return
         approach = self._way(request, node)
         if approach is None:
@@ -240,30 +245,36 @@ class Server:
         raise OSError(errno.ENOTTY, "no device")
 
     def _keep(self) -> None:
-        due = time.monotonic() + self._ttl_s()
+        self._due = time.monotonic() + self._wait_s()
         while True:
-            left_s = max(0.0, due - time.monotonic())
+            left_s = max(0.0, self._due - time.monotonic())
             self._wake.wait(min(left_s, _LOOK_S) if self._interrupted else left_s)
             self._wake.clear()
             self._let_go()
-            if time.monotonic() >= due:
-                due = time.monotonic() + self._ttl_s()
+            if time.monotonic() >= self._due:
+                self._due = time.monotonic() + threading.TIMEOUT_MAX / 2
                 self._pool.put(self._refresh)
 
-    def _ttl_s(self) -> float:
-        return max(_LEAST_TTL_S, self._nodes.revision.ttl_s)
+    def _wait_s(self) -> float:
+        revision = self._nodes.revision
+        is_well = self._source.trouble is None and not revision.notice and self._newest is None
+        return max(_LEAST_TTL_S, revision.ttl_s if is_well else min(revision.ttl_s, _AGAIN_S))
 
     def _refresh(self) -> None:
         try:
-            # a newer one that could not be read whole is tried again
-            self._newest = self._source.refresh() or self._newest
-            if self._newest is None:
-                return
-            inodes, names = self._nodes.advance(self._newest)
-            self._newest = None
+            self._follow()
         except Exception:
             sys.excepthook(*sys.exc_info())
+        self._due = time.monotonic() + self._wait_s()
+        self._wake.set()
+
+    def _follow(self) -> None:
+        # a newer one that could not be read whole is tried again
+        self._newest = self._source.refresh(now=True) or self._newest
+        if self._newest is None:
             return
+        inodes, names = self._nodes.advance(self._newest)
+        self._newest = None
         # each waits for the answers that are under way in its directory
         for number, name in names:
             self._connection.drop_entry(number, os.fsencode(name))
