@@ -212,6 +212,7 @@ def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Start | N
     syscalls.keep_to_self()
     sandbox.repositories = _repositories(settings.get("cvmfs"), start)
     sandbox.nursery = world.nursery(settings, wanted)
+    sandbox.nursery.prepare()
     sandbox.helpers.add(sandbox.nursery.pid)
     return sandbox
 
