@@ -18,6 +18,7 @@ from coffea import processor
 from coffea.nanoevents import NanoAODSchema
 
 from benchmarks import watch
+from benchmarks.boxes import sandbox_case
 from benchmarks.live import live_view
 from hepscale.demo_events import generate
 from hepscale.executor.coffea import HepScaleExecutor
@@ -220,5 +221,6 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "noop_workers": noop_workers,
     "histograms": histograms,
     "planning": planning,
+    "sandbox": sandbox_case,
     "view": live_view,
 }

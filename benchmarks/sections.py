@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.boxes import sandbox
 from benchmarks.environments import environment
 from benchmarks.live import view
 from benchmarks.report import Line
@@ -261,6 +262,7 @@ SECTIONS: dict[str, Callable[..., list[Line]]] = {
     "workqueue": workqueue,
     "many-workers": many_workers,
     "planning": planning,
+    "sandbox": sandbox,
     "view": view,
     "cvmfs": software,
 }

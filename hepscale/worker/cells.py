@@ -71,6 +71,7 @@ class Nursery:
         self._shown = sorted(shown, key=lambda one: one[0].count("/"))
         self._links = links
         self._network, self._writes = network, writes
+        self._spare: socket.socket | None = None
         self._channel, inner = socket.socketpair()
         parent = os.getpid()
         self.pid = os.fork()
@@ -87,28 +88,51 @@ class Nursery:
         CellError
             It cannot be made.
         """
-        ours, theirs = socket.socketpair()
         told = {"folder": folder, "shown": [*shown], "memory_mb": memory_mb}
-        said: dict[str, Any] = {}
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            # somebody may have killed it
+            with contextlib.suppress(CellError):
+                return self._finished(spare, told)
+        return self._finished(self._begun(), told)
+
+    def prepare(self) -> None:
+        """Begin the next cell, so that a task finds it almost ready."""
+        if self._spare is None:
+            with contextlib.suppress(CellError):
+                self._spare = self._begun()
+
+    def _begun(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
         try:
             with theirs:
                 socket.send_fds(self._channel, [b"c"], [theirs.fileno()])
-            ours.settimeout(_END_S)
-            ours.sendall(json.dumps(told).encode() + b"\n")
+        except OSError as error:
+            ours.close()
+            raise CellError(str(error)) from None
+        return ours
+
+    def _finished(self, begun: socket.socket, told: dict[str, Any]) -> Cell:
+        said: dict[str, Any] = {}
+        try:
+            begun.settimeout(_END_S)
+            begun.sendall(json.dumps(told).encode() + b"\n")
             # its number is known to one process, and that it is ready to another
-            with ours.makefile("r") as stream:
+            with begun.makefile("r") as stream:
                 while not ("pid" in said and "ready" in said):
                     said |= json.loads(stream.readline() or '{"error": "it ended at once"}')
                     if "error" in said:
                         raise CellError(said["error"])
-            return Cell(said["pid"], ours, network=self._network)
+            return Cell(said["pid"], begun, network=self._network)
         except (OSError, CellError) as error:
-            ours.close()
+            begun.close()
             raise CellError(str(error)) from None
 
     def close(self) -> None:
-        """End it; cells that there are stay."""
+        """End it; cells that are in use stay."""
         self._channel.close()
+        if self._spare is not None:
+            self._spare.close()
 
     def _serve(self) -> NoReturn:
         channel = socket.socket(fileno=3)
@@ -126,11 +150,9 @@ class Nursery:
 
     def _make(self, connection: socket.socket) -> NoReturn:
         try:
-            with connection.makefile("r") as stream:
-                told = json.loads(stream.readline())
             flags = syscalls.NEW_MOUNTS | syscalls.NEW_PIDS | syscalls.NEW_IPC
             syscalls.unshare(flags | (0 if self._network else syscalls.NEW_NET))
-            self._build(told)
+            self._build()
             pid = os.fork()
             if pid:
                 _say(connection, pid=pid)
@@ -147,6 +169,11 @@ class Nursery:
         syscalls.mount("proc", f"{CELL}/proc", "proc", flags)
         if not self._network:
             syscalls.loopback_up()
+        with connection.makefile("r") as stream:
+            line = stream.readline()
+        if not line:
+            return
+        self._fit(json.loads(line))
         syscalls.change_root(CELL)
         _say(connection, ready=True)
         with contextlib.suppress(OSError):
@@ -159,15 +186,23 @@ class Nursery:
 
     # -- putting a root together -------------------------------------------------------------------
 
-    def _build(self, told: dict[str, Any]) -> None:
+    def _build(self) -> None:
+        """Do what is the same for all tasks."""
         syscalls.mount("tmpfs", CELL, "tmpfs", _QUIET, "mode=755,size=16m")
         for name, target in self._links.items():
             os.symlink(target, f"{CELL}/{name}")
         os.mkdir(f"{CELL}/proc")
         _add_devices()
-        _add_scratch(told["memory_mb"])
+        _add_scratch()
         for path, ready in self._shown:
             _show(ready, path)
+
+    def _fit(self, told: dict[str, Any]) -> None:
+        """Do what one task needs, and make its root read-only."""
+        if told["memory_mb"] is not None:
+            size_mb = max(told["memory_mb"] * _SCRATCH_SHARE, _LEAST_SCRATCH_MB)
+            flags = syscalls.MS_REMOUNT | _QUIET
+            syscalls.mount(None, f"{CELL}/tmp", None, flags, f"size={size_mb:.0f}m")
         folder = told["folder"]
         self._add_folder(folder)
         for path in told["shown"]:
@@ -265,13 +300,10 @@ def _add_devices() -> None:
         os.symlink(f"/proc/self/{target}", f"{CELL}/dev/{name}")
 
 
-def _add_scratch(memory_mb: float | None) -> None:
-    size = ""
-    if memory_mb is not None:
-        size = f",size={max(memory_mb * _SCRATCH_SHARE, _LEAST_SCRATCH_MB):.0f}m"
+def _add_scratch() -> None:
     top = f"{CELL}/scratch"
     os.mkdir(top)
-    syscalls.mount("tmpfs", top, "tmpfs", _QUIET, f"mode=755{size}")
+    syscalls.mount("tmpfs", top, "tmpfs", _QUIET, "mode=755")
     for name, path in _SCRATCH.items():
         os.mkdir(f"{top}/{name}")
         os.chmod(f"{top}/{name}", 0o1777)

@@ -193,6 +193,8 @@ class _Forkserver:
             finally:
                 child.leave(code)
         self.tasks[pid] = TaskProcess(pid, client, request, cell)
+        if self.sandbox is not None and self.sandbox.nursery is not None:
+            self.sandbox.nursery.prepare()
 
     def _look_after_tasks(self) -> None:
         while True:

@@ -214,6 +214,7 @@ def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Launcher 
     if start is not None:
         sandbox.helpers |= start.pids
     sandbox.nursery = world.nursery(settings, wanted)
+    sandbox.nursery.prepare()
     sandbox.helpers.add(sandbox.nursery.pid)
     return sandbox
 
