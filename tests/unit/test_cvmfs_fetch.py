@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import ipaddress
-import os
-import shutil
-import socket
 import ssl
-import subprocess
 import threading
 import time
 
 import pytest
+import squids
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -400,45 +397,8 @@ def test_no_server_is_an_error():
 
 @pytest.fixture
 def squid(tmp_path):
-    program = shutil.which("squid", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("there is no squid (Debian: squid)")
-    address = closed()
-    config = tmp_path / "squid.conf"
-    config.write_text(
-        f"http_port {address}\nhttp_access allow all\nicp_port 0\npid_filename none\n"
-        "access_log none\ncache_log /dev/null\ncache_store_log none\nnetdb_filename none\n"
-        "cache_mem 16 MB\ncoredump_dir /tmp\nshutdown_lifetime 0 seconds\n"
-        "connect_timeout 2 seconds\nrefresh_pattern . 60 100% 600 override-expire\n"
-        "pinger_enable off\nvisible_hostname test\n"
-    )
-    process = subprocess.Popen(
-        [program, "-N", "-n", f"hepscale{os.getpid()}", "-f", config],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        _connect(address, process)
+    with squids.running(tmp_path) as address:
         yield address
-    finally:
-        # so that it removes its shared memory
-        process.terminate()
-        try:
-            process.communicate(timeout=20)
-        finally:
-            process.kill()
-
-
-def _connect(address, process):
-    host, _, port = address.partition(":")
-    while process.poll() is None:
-        try:
-            with socket.create_connection((host, int(port)), 1):
-                return
-        except ConnectionRefusedError:
-            time.sleep(0.02)
-    pytest.fail(f"squid ended: {process.communicate()[0].decode()}")
 
 
 def test_squid(fetcher, server, other, squid):
