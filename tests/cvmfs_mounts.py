@@ -24,7 +24,7 @@ NOBODY = 65534
 _INSIDE = Path(__file__).with_name("cvmfs_inside.py")
 _DEVICE = Path("/dev/fuse")
 # what nobody may run, where the interpreter of the tests is in somebody's home
-_SYSTEM_PYTHON = "/usr/bin/python3"
+SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 class Refused(Exception):
@@ -39,18 +39,10 @@ class Mounted:
         self.server: int = 0
 
     def run(self, code: str, **names: object) -> Any:
-        """Run code; return what it leaves in ``result``."""
-        self.begin(code, **names)
-        return self.end()
-
-    def begin(self, code: str, **names: object) -> None:
-        """Begin to run code."""
+        """Run code, for which names stay; return what it leaves in ``result``."""
         line = json.dumps({"code": textwrap.dedent(code), "names": names})
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-
-    def end(self) -> Any:
-        """Return what the code that has begun leaves in ``result``."""
         answer = self._told()
         assert "error" not in answer, answer["error"]
         return answer["result"]
@@ -113,7 +105,7 @@ def mounted(
         (folder / "settings.json").write_text(json.dumps(told))
         as_user = {}
         if user is not None:
-            python = _SYSTEM_PYTHON
+            python = SYSTEM_PYTHON
             as_user = {"user": user, "group": user, "extra_groups": []}
             os.chown(folder, user, user)
         arguments = [worker, folder / "settings.json", str(repository["name"]), place]

@@ -102,6 +102,7 @@ class Revision:
 
     def children(self, path: str) -> dict[str, Entry]:
         if path in self.slow:
+            self.opened.append(path)
             assert self.slow[path].wait(10)
         return {
             one.rpartition("/")[2]: entry
@@ -209,6 +210,13 @@ def start():
         yield begin
 
 
+def until(holds: Any) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def init(minor: int = 45, flags: int = ALL, major: int = 7) -> bytes:
     return struct.pack("<IIII", major, minor, 131072, flags) + bytes(48)
 
@@ -288,10 +296,7 @@ def test_who_reads_on_finds_the_next_chunk_there(start):
     kernel.read(node, 0, 10)
     assert opened == ["/g@0", "/g@20", "/f@0"]
     kernel.read(node, 10, 10)
-    end = time.monotonic() + 10
-    while set(opened[3:]) != {"/f@10", "/f@20"}:
-        assert time.monotonic() < end, opened
-        time.sleep(0.001)
+    until(lambda: set(opened[3:]) == {"/f@10", "/f@20"})
 
 
 def test_offsets_beyond_four_gigabytes(start, monkeypatch):
@@ -422,6 +427,17 @@ def test_a_slow_file_holds_up_nobody(start):
     assert kernel.receive() == (waits, 0, b"late")
 
 
+def test_two_who_wait_for_one_directory(start):
+    kernel = start({"/d": None, "/d/f": b"x"})
+    arrives = kernel.revision.slow["/d"] = threading.Event()
+    folder = kernel.look_up("d")
+    both = {kernel.send(Opcode.LOOKUP, folder, b"f\0") for _ in range(2)}
+    until(lambda: kernel.revision.opened == ["/d", "/d"])
+    arrives.set()
+    assert {kernel.receive()[0] for _ in range(2)} == both
+    assert kernel.look_up("f", folder)
+
+
 def test_who_is_killed_while_waiting_is_let_go_and_who_got_a_signal_is_not(start):
     kernel = start({"/slow": b"late"})
     arrives = kernel.revision.slow["/slow"] = threading.Event()
@@ -467,6 +483,24 @@ def test_a_new_revision_takes_back_what_has_changed_and_nothing_else(start):
     assert kernel.look_up("same", folder) == same
     assert kernel.look_up("gone", folder) == 0
     assert kernel.read(kernel.look_up("new", folder)) == b"y"
+
+
+def test_a_new_revision_that_cannot_be_read_yet_is_tried_again(start, monkeypatch):
+    newer = Revision({"/f": b"newer"}, 2)
+    found, tries = newer.children, []
+
+    def children(path: str) -> dict[str, Entry]:
+        tries.append(path)
+        if len(tries) < 3:
+            raise ObjectError("no server", path)
+        return found(path)
+
+    monkeypatch.setattr(newer, "children", children)
+    monkeypatch.setattr("sys.excepthook", lambda *_: None)
+    kernel = start({"/f": b"old"}, newer, ttl_s=0.1)
+    assert kernel.read(kernel.look_up("f")) == b"old"
+    assert notices(kernel, 2) == {1, (1, "f")}
+    assert kernel.read(kernel.look_up("f")) == b"newer"
 
 
 def test_who_lists_a_directory_while_it_changes_misses_nothing_that_stays(start):

@@ -107,8 +107,8 @@ class Nodes:
             with self.lock:
                 if node.revision is not revision:
                     continue
-                node.children, node.was_entered = children, True
                 self._put_away(node.number)
+                node.children, node.was_entered = children, True
                 self._entered[node.number] = len(children)
                 self._at_hand += len(children)
                 while self._at_hand > _MOST_AT_HAND and len(self._entered) > 1:
