@@ -30,7 +30,9 @@ def running(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
         f"http_port {address}\nhttp_access allow all\nicp_port 0\npid_filename none\n"
         "access_log none\ncache_log /dev/null\ncache_store_log none\nnetdb_filename none\n"
         "cache_mem 16 MB\ncoredump_dir /tmp\nshutdown_lifetime 0 seconds\n"
-        "connect_timeout 2 seconds\nrefresh_pattern . 60 100% 600 override-expire\n"
+        "connect_timeout 2 seconds\n"
+        # servers say of these that they change, and of objects that they never do
+        "refresh_pattern /\\.cvmfs 0 0% 0\nrefresh_pattern . 60 100% 600 override-expire\n"
         "pinger_enable off\nvisible_hostname test\n"
     )
     process = subprocess.Popen(

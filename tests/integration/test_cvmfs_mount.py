@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import squids
 from cvmfs_mounts import NOBODY, SYSTEM_PYTHON, Mounted, Refused, Slow, mounted, open_to_all, served
 from publisher import TIME, File, Folder, Link, Site, publish
 
@@ -440,7 +441,8 @@ def contents(name: str) -> dict[str, Any]:
 def test_each_entry_of_a_repository_of_the_real_software(place):
     """As root revision 4, and the change to 5 in the same mount; as nobody what that left, offline.
 
-    Most objects are in a site's cache, the others come over HTTP.
+    Most objects are in a site's cache; the others come through a squid, which is the second of the
+    proxies, from the second of the servers, of both of which the first is dead.
     """
     web, alien, cache = place / "web", place / "alien", place / "cache"
     with tarfile.open(data("repo.tar")) as archive:
@@ -455,7 +457,13 @@ def test_each_entry_of_a_repository_of_the_real_software(place):
     options = {"alien_cache": str(alien), "max_ttl_s": 1.0}
     with (
         served(web) as url,
-        mounted({**settings, "servers": [url]}, cache, **options) as inside,
+        squids.running(place) as squid,
+        mounted(
+            {**settings, "servers": [CLOSED, url]},
+            cache,
+            proxies=f"{CLOSED};http://{squid}",
+            **options,
+        ) as inside,
     ):
         assert not differences(inside.run(WALK), contents("contents-rev1.json"))
         (web / "new").write_bytes(newest)
