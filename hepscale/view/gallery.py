@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hepscale.view.finding import Found, find, reach
-from hepscale.view.histograms import Axis, Layout, Plot, Series, layout, project
+from hepscale.view.histograms import Axis, Plot, Projector, Series
 from hepscale.view.text import one_line
 
-__all__ = ["Drawing", "Gallery", "Watch", "decode", "encode"]
+__all__ = ["Drawing", "Encoder", "Gallery", "Watch", "decode", "encode"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ Watch: TypeAlias = Sequence[str] | Callable[[Any], Mapping[str, Any]]
 
 _MOST_DRAWN = 12
 _MOST_WATCHED = 48
-# Looking for histograms again may take this part of the time.
-_SEARCH_SHARE = 0.01
+# Looking for histograms again may take this part of the time, and is no part of each drawing.
+_SEARCH_SHARE, _SEARCH_S = 0.01, 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Gallery:
     """Finds histograms, chooses among them and projects those that are drawn.
 
     It looks into an output only when it is asked to. Between two drawings it keeps paths, and what
-    it knows of the axes for as long as a histogram is the same object of the same shape.
+    is known of the axes.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Gallery:
         self._shown: tuple[Found, ...] = ()
         self._more: tuple[str, ...] = ()
         self._search_s = float("-inf")
-        self._layouts: dict[str, tuple[Any, Any, Layout]] = {}
+        self._projector = Projector()
 
     def pick(self, names: Sequence[str]) -> None:
         """Draw these from now on; may be called from another thread."""
@@ -92,12 +92,16 @@ class Gallery:
         if search or self._clock() >= self._search_s:
             self._search(output)
         try:
-            plots = [self._plot(one, reach(output, one.path)) for one in self._shown]
+            plots = self._plots(output)
         except (LookupError, TypeError):
             # it is not what it was: another dataset, or a list that is shorter
             self._search(output)
-            plots = [self._plot(one, reach(output, one.path)) for one in self._shown]
-        return Drawing(tuple(plots), self._more)
+            plots = self._plots(output)
+        return Drawing(plots, self._more)
+
+    def _plots(self, output: Any) -> tuple[Plot, ...]:
+        project = self._projector.project
+        return tuple([project(one, reach(output, one.path)) for one in self._shown])
 
     def missed(self, output: Any) -> list[str]:
         """Return a sentence for each pattern that means nothing in an output; raises nothing."""
@@ -137,10 +141,11 @@ class Gallery:
         self._shown = tuple(self._choice())
         shown = {one.name for one in self._shown}
         self._more = tuple(one.name for one in self._found if one.name not in shown)
-        self._layouts = {name: one for name, one in self._layouts.items() if name in shown}
+        self._projector.forget(shown)
         now_s = self._clock()
         if self._search_s == float("inf"):
-            self._search_s = now_s + (now_s - begun_s) / _SEARCH_SHARE
+            pause_s = max(_SEARCH_S, (now_s - begun_s) / _SEARCH_SHARE)
+            self._search_s = now_s + (pause_s if self._found else 0.0)
 
     def _choice(self) -> Sequence[Found]:
         if self._picked is not None:
@@ -156,19 +161,33 @@ class Gallery:
             return list(dict.fromkeys(matching))[:_MOST_WATCHED]
         return self._found[: _MOST_WATCHED if self._callable else _MOST_DRAWN]
 
-    def _plot(self, found: Found, source: Any) -> Plot:
-        if found.table:
-            return project(found, source)
-        shape = getattr(source, "shape", None)
-        kept = self._layouts.get(found.name)
-        if kept is None or shape is None or kept[0] is not source or kept[1] != shape:
-            try:
-                kept = source, shape, layout(source)
-            except Exception:  # noqa: BLE001
-                # project() says why
-                return project(found, source)
-            self._layouts[found.name] = kept
-        return project(found, source, kept[2])
+
+class Encoder:
+    """Encodes drawings, see :func:`encode`; as long as a spec is the same it is the same object."""
+
+    def __init__(self, number: str = "<f4") -> None:
+        self._number = number
+        self._seen: Any = None
+        self._spec: dict[str, Any] = {}
+
+    def __call__(self, drawing: Drawing) -> tuple[dict[str, Any], bytes]:
+        """Return the spec, and the numbers that it refers to."""
+        arrays: list[np.ndarray[Any, Any]] = []
+        seen: list[Any] = [drawing.more]
+        for plot in drawing.plots:
+            seen.append((plot.name, plot.kind, plot.x, plot.y, plot.rows, plot.summable))
+            for one in plot.series:
+                arrays.append(one.values)
+                if one.variances is not None:
+                    arrays.append(one.variances)
+                seen.append((one.name, one.values.size, one.variances is None))
+        # making the spec anew takes longer than the numbers do, and a widget compares it
+        if seen != self._seen:
+            self._seen, self._spec = seen, _spec(drawing)
+        with np.errstate(over="ignore", invalid="ignore"):
+            flat = [array if array.ndim == 1 else array.reshape(-1) for array in arrays]
+            numbers = np.concatenate(flat).astype(self._number).tobytes() if flat else b""
+        return self._spec, numbers
 
 
 def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes]:
@@ -177,14 +196,16 @@ def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes
     Numbers are little-endian float32, one array after the other; ``[offset, n]`` counts floats. A
     map is row-major, x first. `number` is another type for them.
     """
-    arrays: list[np.ndarray[Any, Any]] = []
+    return Encoder(number)(drawing)
+
+
+def _spec(drawing: Drawing) -> dict[str, Any]:
     end = 0
 
     def place(array: np.ndarray[Any, Any] | None) -> list[int] | None:
         nonlocal end
         if array is None:
             return None
-        arrays.append(array.reshape(-1))
         end += array.size
         return [end - array.size, array.size]
 
@@ -207,9 +228,7 @@ def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes
         }
         for plot in drawing.plots
     ]
-    with np.errstate(over="ignore", invalid="ignore"):
-        numbers = np.concatenate(arrays).astype(number).tobytes() if arrays else b""
-    return {"plots": plots, "more": list(drawing.more)}, numbers
+    return {"plots": plots, "more": list(drawing.more)}
 
 
 def _axis(axis: Axis | None) -> dict[str, Any] | None:

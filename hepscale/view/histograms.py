@@ -17,11 +17,11 @@ from hepscale.view.finding import key_order, key_text, number
 from hepscale.view.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from hepscale.view.finding import Found
 
-__all__ = ["Axis", "Layout", "Plot", "Series", "layout", "project"]
+__all__ = ["Axis", "Layout", "Plot", "Projector", "Series", "layout"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -113,6 +113,10 @@ class Layout:
     kept, names, rest
         With the other axes flattened: the rows that are series of their own, what these are
         called, and the rows that are one series together. Empty where there are no others.
+    means
+        Whether it holds means.
+    inner
+        The bins of the one axis, where nothing but these is drawn.
     """
 
     shape: tuple[int, ...]
@@ -122,31 +126,57 @@ class Layout:
     kept: tuple[int, ...]
     names: tuple[str, ...]
     rest: tuple[int, ...]
+    means: bool
+    inner: slice | None
 
 
-def project(found: Found, source: Any, known: Layout | None = None) -> Plot:
-    """Return the plot of a histogram or a table; of what cannot be drawn a table that says so.
+class Projector:
+    """Makes plots of histograms and tables.
 
-    The bins of one axis are drawn, with a series for each category, or a map of the first two.
-    All other axes are summed over, with what lies outside of their bins, as ``Hist.project`` does.
-    It raises nothing.
-
-    Parameters
-    ----------
-    found
-        What it is called, and whether it is a table.
-    source
-        What is there.
-    known
-        What :func:`layout` has returned, if it still holds.
+    It keeps what it knows of the axes for as long as a histogram is the same object of the same
+    shape.
     """
-    try:
-        if found.table:
-            return _table(found, source)
-        return _histogram(found.name, source, known or layout(source))
-    except Exception as error:  # noqa: BLE001
-        row = f"cannot be drawn: {one_line(f'{type(error).__name__}: {error}', 100)}"
-        return _numbers(found.name, {row: math.nan})
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, Layout]] = {}
+
+    def forget(self, names: Collection[str]) -> None:
+        """Keep nothing but what is known of these."""
+        self._known = {name: one for name, one in self._known.items() if name in names}
+
+    def project(self, found: Found, source: Any) -> Plot:
+        """Return the plot of a histogram or a table; of what cannot be drawn a table that says so.
+
+        The bins of one axis are drawn, with a series for each category, or a map of the first two.
+        All other axes are summed over, with what lies outside of their bins, as ``Hist.project``
+        does. It raises nothing.
+
+        Parameters
+        ----------
+        found
+            What it is called, and whether it is a table.
+        source
+            What is there.
+        """
+        try:
+            return _table(found, source) if found.table else self._histogram(found.name, source)
+        except Exception as error:  # noqa: BLE001
+            row = f"cannot be drawn: {one_line(f'{type(error).__name__}: {error}', 100)}"
+            return _numbers(found.name, {row: math.nan})
+
+    def _histogram(self, name: str, source: Any) -> Plot:
+        kept, known = self._known.get(name, (None, None))
+        if kept is source and known is not None:
+            parts = _parts(source, known.means)
+            if parts[0].shape == known.shape:
+                return _drawn(name, known, parts)
+        known = layout(source)
+        self._known[name] = source, known
+        parts = _parts(source, known.means)
+        if parts[0].shape != known.shape:
+            shape = parts[0].shape
+            raise ValueError(f"its values have the shape {shape}, its axes {known.shape}")
+        return _drawn(name, known, parts)
 
 
 def _numbers(name: str, rows: Mapping[str, float]) -> Plot:
@@ -181,14 +211,22 @@ def layout(histogram: Any) -> Layout:
     kept, names, rest = _flattened([axes[i] for i in groups]) if groups else ((), (), ())
     summed = tuple(i for i in range(len(axes)) if i not in drawn and i not in groups)
     left = [i for i in range(len(axes)) if i not in summed]
+    shape = tuple(one.size for one in axes)
+    if math.prod(shape) > _MOST_CELLS:
+        raise ValueError(f"it has {math.prod(shape):,} bins")
+    means = str(getattr(histogram.kind, "value", histogram.kind)) == "MEAN"
+    only = axes[0] if len(axes) == 1 and not axes[0].categorical and not means else None
+    plain = only is not None and only.n <= _MOST_BINS
     return Layout(
-        tuple(one.size for one in axes),
+        shape,
         tuple(axes[i] for i in drawn),
         summed,
         left.index(drawn[0]) if drawn else 0,
         kept,
         names,
         rest,
+        means,
+        slice(only.below, only.below + only.n) if only is not None and plain else None,
     )
 
 
@@ -242,32 +280,33 @@ def _flattened(
 # -- values ----------------------------------------------------------------------------------------
 
 
-def _histogram(name: str, source: Any, known: Layout) -> Plot:
-    parts, means = _parts(source, known.shape)
+def _drawn(name: str, known: Layout, parts: list[Array]) -> Plot:
+    if known.inner is not None:
+        # what most histograms are, twenty of them ten times a second
+        variances = parts[1][known.inner] if len(parts) > 1 else None
+        single = Series("", parts[0][known.inner], variances)
+        return Plot(name, "steps", known.drawn[0].axis, None, (single,))
     if not known.drawn:
         return _numbers(name, {"sum": float(parts[0])})
     if known.summed:
         parts = [part.sum(axis=known.summed) for part in parts]
     if len(known.drawn) == 2:
-        return _map(name, known, parts, means)
-    return _steps(name, known, parts, means)
+        return _map(name, known, parts)
+    return _steps(name, known, parts)
 
 
-def _parts(source: Any, shape: tuple[int, ...]) -> tuple[list[Array], bool]:
-    """Return arrays that may be added up over bins, and whether they describe means.
+def _parts(source: Any, means: bool) -> list[Array]:
+    """Return arrays that may be added up over bins.
 
     Of a histogram of counts: its values, and its variances if they are not the values. Of one of
     means: the number of entries, the sum, and the variance of the sum.
     """
-    cells = math.prod(shape)
-    if cells > _MOST_CELLS:
-        raise ValueError(f"it has {cells:,} bins")
-    means = str(getattr(source.kind, "value", source.kind)) == "MEAN"
     view: Any = source.view(flow=True) if hasattr(source, "view") else None
     dtype = getattr(view, "dtype", None)
     if getattr(dtype, "names", None) == ("value", "variance"):
         # half the time of asking for them one after the other
-        parts = [np.asarray(view["value"]), np.asarray(view["variance"])]
+        plain = np.asarray(view)
+        parts = [plain["value"], plain["variance"]]
     elif dtype is not None and dtype.names is None and not means:
         # counts: they are their own variances, which need not be sent
         parts = [np.asarray(view, dtype=float)]
@@ -281,9 +320,7 @@ def _parts(source: Any, shape: tuple[int, ...]) -> tuple[list[Array], bool]:
         spread = parts[1] if len(parts) > 1 else np.full_like(counts, np.nan)
         sums = np.where(filled, counts * parts[0], 0.0)
         parts = [counts, sums, np.where(filled, counts**2 * spread, 0.0)]
-    if parts[0].shape != shape:
-        raise ValueError(f"its values have the shape {parts[0].shape}, its axes {shape}")
-    return parts, means
+    return parts
 
 
 def _finished(parts: Sequence[Array], means: bool) -> tuple[Array, Array | None]:
@@ -294,18 +331,18 @@ def _finished(parts: Sequence[Array], means: bool) -> tuple[Array, Array | None]
     return sums / counts, spread / counts**2
 
 
-def _map(name: str, known: Layout, parts: Sequence[Array], means: bool) -> Plot:
+def _map(name: str, known: Layout, parts: Sequence[Array]) -> Plot:
     x, y = known.drawn
     found = []
-    for part in parts if means else parts[:1]:
+    for part in parts if known.means else parts[:1]:
         array, x_axis = _bins(part, x, 0, _MOST_BINS_OF_MAP)
         array, y_axis = _bins(array, y, 1, _MOST_BINS_OF_MAP)
         found.append(array)
-    values, _ = _finished(found, means)
-    return Plot(name, "map", x_axis, y_axis, (Series("", values, None),), summable=not means)
+    values, _ = _finished(found, known.means)
+    return Plot(name, "map", x_axis, y_axis, (Series("", values, None),), summable=not known.means)
 
 
-def _steps(name: str, known: Layout, parts: Sequence[Array], means: bool) -> Plot:
+def _steps(name: str, known: Layout, parts: Sequence[Array]) -> Plot:
     (x,) = known.drawn
     found = []
     for part in parts:
@@ -317,13 +354,13 @@ def _steps(name: str, known: Layout, parts: Sequence[Array], means: bool) -> Plo
     if not known.names and not known.rest:
         names, kept = ("",), (0,)
     series = [
-        Series(one, *_finished([part[row] for part in found], means))
+        Series(one, *_finished([part[row] for part in found], known.means))
         for one, row in zip(names, kept, strict=True)
     ]
     rest = [part[list(known.rest)].sum(axis=0) for part in found] if known.rest else []
     if rest and rest[0].any():
-        series.append(Series(_OTHER, *_finished(rest, means)))
-    return Plot(name, "steps", axis, None, tuple(series), summable=not means)
+        series.append(Series(_OTHER, *_finished(rest, known.means)))
+    return Plot(name, "steps", axis, None, tuple(series), summable=not known.means)
 
 
 def _bins(array: Array, along: _Dimension, dim: int, most: int) -> tuple[Array, Axis]:

@@ -24,7 +24,7 @@ import traitlets
 from IPython.display import display
 
 from hepscale.view.base import Partial, Throttle, nothing
-from hepscale.view.gallery import Drawing, Gallery, encode
+from hepscale.view.gallery import Drawing, Encoder, Gallery
 from hepscale.view.text import (
     chunks_text,
     count_text,
@@ -187,6 +187,7 @@ class WidgetView:
         self._gallery = gallery
         self._stop = stop
         self._throttle = Throttle(_WIDGET_S, clock)
+        self._encode = Encoder()
         self._widget: RunWidget | None = None
         self._handle: Any = None
 
@@ -212,11 +213,15 @@ class WidgetView:
 
     def _draw(self, widget: Any, state: RunState, output: Partial) -> int:
         drawing = self._gallery.draw(output()) if self._gallery is not None else Drawing()
-        spec, bins = encode(drawing)
+        spec, bins = self._encode(drawing)
         changed = bins != widget.bins
         # together, so that a front end never has the numbers of other histograms
         with widget.hold_sync():
-            widget.run, widget.spec, widget.bins = payload(state), spec, bins
+            widget.run = payload(state)
+            if spec is not widget.spec:
+                widget.spec = spec
+            if changed:
+                widget.bins = bins
         return len(bins) if changed else 0
 
     def _show(self, widget: RunWidget, state: RunState) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections import defaultdict
+from unittest import mock
 
 import boost_histogram as bh
 import hist
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hepscale.view import gallery as gallery_module
 from hepscale.view.finding import Found, find
-from hepscale.view.gallery import Drawing, Gallery, encode
-from hepscale.view.histograms import Plot, project
+from hepscale.view.gallery import Drawing, Encoder, Gallery, encode
+from hepscale.view.histograms import Plot, Projector
 
 STORAGES = ("Double", "Int64", "AtomicInt64", "Unlimited", "Weight", "Mean", "WeightedMean")
 
@@ -36,7 +38,7 @@ def plain(n: int = 100) -> hist.Hist:
 
 def plot_of(source: object) -> Plot:
     found = Found("h", ())
-    return project(found, source)
+    return Projector().project(found, source)
 
 
 def names(output: object) -> list[str]:
@@ -455,6 +457,32 @@ def test_a_growing_output_is_followed():
     # other objects, of the same shape
     output = {"mass": mass("AA", "BB")}
     assert [one.name for one in gallery.draw(output).plots[0].series] == ["AA", "BB"]
+
+
+def test_a_spec_is_made_again_only_when_it_differs():
+    output = {"a": plain(3), "c": hist.Hist(hist.axis.StrCategory([], growth=True)).fill(["x"])}
+    gallery, encoder = Gallery(), Encoder()
+    spec, numbers = encoder(gallery.draw(output))
+    output["a"].fill([0.5] * 7)
+    again, more = encoder(gallery.draw(output))
+    assert again is spec
+    assert more != numbers
+    output["c"].fill(["y"])
+    grown, _ = encoder(gallery.draw(output))
+    assert grown == encode(gallery.draw(output))[0] != spec
+
+
+def test_looking_for_histograms_is_no_part_of_each_drawing():
+    now, searches = [0.0], []
+    gallery = Gallery(clock=lambda: now[0])
+    with mock.patch.object(gallery_module, "find", lambda one: searches.append(1) or find(one)):
+        for _ in range(21):
+            drawn(gallery, {"a": plain()})
+            now[0] += 0.1
+    assert len(searches) <= 5
+    with_more = {"a": plain(), "b": plain()}
+    now[0] += 0.5
+    assert drawn(gallery, with_more) == ["a", "b"]
 
 
 def test_an_output_that_is_another_is_searched_again_and_nothing_is_made_in_it():
