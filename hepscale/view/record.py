@@ -89,7 +89,7 @@ class RunRecord:
         mode, kernel = place()
         with self._lock:
             live = self._live
-        if live is not None and mode == "widget":
+        if live is not None and mode in ("widget", "html"):
             gallery, _, stop = live
             view = GuardedView(build(mode, gallery, stop, kernel=kernel))
             # shown by the cell that asks, and from then on drawn by the run's thread
@@ -157,7 +157,7 @@ class RunRecord:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if self.state.status is None:
             return {"text/plain": repr(self)}
-        from hepscale.view.widget import final_bundle
+        from hepscale.view.notebook import final_bundle
 
         drawing = None if self._plots is None else decode(*self._plots)
         return final_bundle(self.state, drawing)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hepscale.view.state import RunState
 
 __all__ = [
+    "COLOURS",
     "chunks_text",
     "count_text",
     "duration_text",
@@ -26,6 +27,11 @@ __all__ = [
     "workers_text",
 ]
 
+# Petroff's ten, which those who see colours differently tell apart, too.
+COLOURS = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
 _MOST_FAILURES = 5
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")

@@ -12,8 +12,6 @@ times, rates and ids, which is the same when the notebook is executed again.
 
 from __future__ import annotations
 
-import base64
-import logging
 import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -21,93 +19,25 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import comm
 import traitlets
-from IPython.display import display
 
 from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.gallery import Drawing, Encoder, Gallery
-from hepscale.view.text import (
-    chunks_text,
-    count_text,
-    duration_text,
-    failed_text,
-    failure_lines,
-    one_line,
-    rate_text,
-    remaining_text,
-    summary_text,
-    usage_text,
-    workers_text,
-)
+from hepscale.view.notebook import finish, payload, show
+from hepscale.view.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hepscale.view.state import RunState
 
-__all__ = ["RunWidget", "StaticView", "WidgetView", "final_bundle", "payload"]
+__all__ = ["RunWidget", "WidgetView"]
 
 _WIDGET_S = 0.1
-_MOST_NOTICES = 5
-# In place of nothing, so that the others stay where they are when it becomes known.
-_UNKNOWN = "-"
 _VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _STATIC = files("hepscale.view") / "static"
 # Joined, as a widget has one text of each: none of them imports another.
 _SCRIPTS = ("scale.js", "figure.js", "board.js", "talk.js", "run.js")
 _STYLES = ("run.css", "board.css")
-# IPython's display functions have no types.
-_display: Callable[..., Any] = display
-
-logger = logging.getLogger(__name__)
-
-
-def payload(state: RunState) -> dict[str, Any]:
-    """Return what the widget shows: short texts, and the progress in per cent (0 to 100)."""
-    total = f" of {count_text(state.entries_total)}" if state.counts_entries else ""
-    events = count_text(state.entries_done) + total
-    begun = state.started_s is not None
-    facts = [
-        ("Events", events if state.counts_entries or state.entries_done else ""),
-        ("Rate", rate_text(state) or _UNKNOWN),
-        ("Workers", workers_text(state)),
-        ("Failures", failed_text(state)),
-        ("Elapsed", duration_text(state.elapsed_s)),
-        ("Remaining", remaining_text(state).removesuffix(" left") or _UNKNOWN),
-        ("Each task", usage_text(state).removeprefix("a task used ")),
-    ]
-    return {
-        "desc": one_line(state.desc, 60) or "Run",
-        "percent": round(100 * state.fraction, 1),
-        "chunks": chunks_text(state),
-        "facts": [[name, value] for name, value in facts if value and begun],
-        "failures": failure_lines(state),
-        "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
-    }
-
-
-def final_bundle(state: RunState, drawing: Drawing | None = None) -> dict[str, Any]:
-    """Return what stays in the notebook, by media type; empty where there is nothing to say.
-
-    Preprocessing (chunks that are files) is worth a line only if it went wrong. There is a picture
-    if there are histograms, and matplotlib to draw them.
-    """
-    went_well = not state.chunks_failed and state.status == "done"
-    if state.unit == "file" and went_well:
-        return {}
-    text = summary_text(state)
-    if drawing is None or not drawing.plots:
-        return {"text/plain": text}
-    n, total = len(drawing.plots), len(drawing.plots) + len(drawing.more)
-    plots = "1 plot" if total == 1 else f"{total:,} plots"
-    bundle = {"text/plain": f"{text}\n  {plots}" + (f", {n} drawn" if n < total else "")}
-    try:
-        # seconds, if it is the first time, which only a run with something to draw is to cost
-        from hepscale.view.picture import png
-
-        bundle["image/png"] = base64.b64encode(png(drawing, text)).decode("ascii")
-    except Exception as error:  # noqa: BLE001
-        logger.warning("The picture of the run cannot be drawn: %r", error)
-    return bundle
 
 
 def _joined(names: tuple[str, ...]) -> str:
@@ -120,7 +50,7 @@ class RunWidget(anywidget.AnyWidget):
     Attributes
     ----------
     run
-        What :func:`payload` returns.
+        What :func:`hepscale.view.notebook.payload` returns.
     spec, bins
         What :func:`hepscale.view.gallery.encode` returns.
     channel
@@ -201,11 +131,7 @@ class WidgetView:
 
     def close(self, state: RunState, output: Partial = nothing) -> None:
         """Put the final bundle where the widget was, and close the widget."""
-        bundle = final_bundle(state, _last(self._gallery, output))
-        if self._handle is not None:
-            self._handle.update(bundle, raw=True)
-        elif bundle:
-            _display(bundle, raw=True)
+        finish(self._handle, state, self._gallery, output)
         if self._widget is not None:
             self._widget.layout.close()
             self._widget.close()
@@ -230,7 +156,7 @@ class WidgetView:
         view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
         # Our own text: that of the widget holds an address, which differs each time.
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
-        self._handle = _display(shown, raw=True, display_id=True)
+        self._handle = show(shown, raw=True, display_id=True)
 
     def _hear(self, content: Any) -> None:
         # in a thread of the kernel's while the cell runs: the run, and the next drawing, do it
@@ -241,36 +167,3 @@ class WidgetView:
         names = content.get("names")
         if content.get("type") == "watch" and isinstance(names, list) and self._gallery:
             self._gallery.pick([name for name in names if isinstance(name, str)])
-
-
-class StaticView:
-    """Nothing while the run goes on; the final bundle once at its end.
-
-    Parameters
-    ----------
-    gallery
-        Chooses the histograms; None: there are none.
-    """
-
-    def __init__(self, gallery: Gallery | None = None) -> None:
-        self._gallery = gallery
-
-    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
-        """Do nothing."""
-
-    def close(self, state: RunState, output: Partial = nothing) -> None:
-        """Display the final bundle, if there is anything to say."""
-        bundle = final_bundle(state, _last(self._gallery, output))
-        if bundle:
-            _display(bundle, raw=True)
-
-
-def _last(gallery: Gallery | None, output: Partial) -> Drawing | None:
-    """Return the last drawing; a run is to have its text, whatever happens to its picture."""
-    if gallery is None:
-        return None
-    try:
-        return gallery.draw(output(), search=True)
-    except Exception as error:  # noqa: BLE001
-        logger.warning("The histograms of the run cannot be drawn: %r", error)
-        return None

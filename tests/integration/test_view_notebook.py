@@ -203,6 +203,21 @@ print(drawn())
     ]
 
 
+def test_html_is_replaced_by_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPSCALE_VIEW", "html")
+    without = "import os, sys; os.environ['HEPSCALE_VIEW'] = 'widget'\n"
+    without += "sys.modules['anywidget'] = None; fill()"
+    (_, asked, missing), client = execute(DRAW, "fill()", without)
+    assert [one["data"].keys() for one in asked] == [{"image/png", "text/plain"}]
+    assert [one["data"] for one in missing] == [one["data"] for one in asked]
+    shown = [client.of_type(kind) for kind in ("display_data", "update_display_data")]
+    pages = [[one["data"].get("text/html", "") for one in several] for several in shown]
+    assert len(pages[0]) == 2
+    assert all(pages[0])
+    assert len([one for one in pages[1] if "<svg" in one and "mass" in one]) >= 2
+    assert client.of_type("comm_open") == []
+
+
 def test_silence_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEPSCALE_VIEW", "off")
     outputs, _ = execute("drive()")

@@ -29,8 +29,9 @@ from hepscale.executor.task import (
 from hepscale.view import RunState, View, advance, apply, make_view
 from hepscale.view import base as view_base
 from hepscale.view.base import GuardedView, NullView, Throttle, choose_mode
+from hepscale.view.notebook import final_bundle, payload
 from hepscale.view.terminal import LinesView, TerminalView, draw
-from hepscale.view.widget import WidgetView, final_bundle, payload
+from hepscale.view.widget import WidgetView
 
 FAILURE = ChunkFailure(
     "DY", "root://host//a/b/c.root", 0, 10, "exception", "ValueError: [bold]no\x1b[2J\nreally"
@@ -107,10 +108,16 @@ def drawn(state: RunState, width: int = 100) -> str:
         ("text", None, False, "lines"),
         ("lines", True, True, "lines"),
         ("off", True, True, "off"),
+        ("html", True, False, "html"),
+        ("html", False, False, "html"),
+        ("html", None, True, "text"),
+        ("html", None, False, "lines"),
     ],
 )
 def test_which_view(requested: str, asks: bool | None, tty: bool, mode: str) -> None:
     assert choose_mode(requested, asks=asks, tty=tty) == mode
+    without = "html" if mode == "widget" else mode
+    assert choose_mode(requested, asks=asks, tty=tty, widgets=False) == without
 
 
 @pytest.mark.parametrize("status", [True, False])
