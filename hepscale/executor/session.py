@@ -83,6 +83,8 @@ class Watched:
         Is called with the output and the state, at most this often.
     folder
         The run's, for its summary.
+    again
+        Runs what is missing when the run has ended, and returns all of it.
     """
 
     content: Callable[[Any], Any]
@@ -90,6 +92,7 @@ class Watched:
     on_partial: Callable[[Any, RunState], object] | None
     interval_s: float
     folder: Path
+    again: Callable[[], Any]
 
 
 class _Shower:
@@ -146,7 +149,8 @@ class _Shower:
         finally:
             # also after Ctrl-C: other threads may wait for it
             if self._record is not None:
-                self._record.close(content, plots)
+                again = None if self._watched is None else self._watched.again
+                self._record.close(content, plots, again)
 
     def _plots(self, content: Any) -> tuple[dict[str, Any], bytes] | None:
         if self._gallery is None or content is None:

@@ -51,6 +51,7 @@ class RunRecord:
         # let go of when the run is over: they hold what the run held
         self._live: tuple[Gallery, Partial, Callable[[], None]] | None = (gallery, content, stop)
         self._output: Any = None
+        self._again: Callable[[], Any] | None = None
         self._plots: tuple[dict[str, Any], bytes] | None = None
         self._views: list[View] = []
         self._asked: list[Future[Any]] = []
@@ -79,6 +80,37 @@ class RunRecord:
             else:
                 return copy.deepcopy(self._live[1]())
         return asked.result()
+
+    def resume(self) -> Any:
+        """Go on with a run that has ended early, in a run of its own, and return all of it.
+
+        It runs the same chunks with the same executor and the processor as it was when the run
+        began. What is in the run's journal is counted, unless local modules that the processor
+        uses, or installed packages, were changed since; a notice says so. Options of coffea's
+        ``Runner`` for failures (``skipbadfiles``, ``savemetrics``) have no effect here.
+
+        Returns
+        -------
+        object
+            The merged output, after the processor's ``postprocess``.
+
+        Raises
+        ------
+        InputError
+            If the run goes on, or nothing is missing.
+        RunError
+            If this one ends early too; ``partial_output`` has what was counted.
+        """
+        if self.state.status is None:
+            raise InputError(
+                f"The run {self.state.run_id} has not ended.", fix="hepscale.last_run().show()"
+            )
+        if self._again is None:
+            raise InputError(
+                f"Nothing is missing of the run {self.state.run_id}.",
+                fix="hepscale.last_run().output",
+            )
+        return self._again()
 
     def show(self) -> None:
         """Show how the run went; while it goes on, where it stands.
@@ -123,7 +155,12 @@ class RunRecord:
         for one in asked:
             _answer(one, content)
 
-    def close(self, output: Any, plots: tuple[dict[str, Any], bytes] | None) -> None:
+    def close(
+        self,
+        output: Any,
+        plots: tuple[dict[str, Any], bytes] | None,
+        again: Callable[[], Any] | None = None,
+    ) -> None:
         """Keep how the run has ended, and nothing else of it; called by the run's thread.
 
         Parameters
@@ -132,7 +169,11 @@ class RunRecord:
             What was merged.
         plots
             What is drawn of it, see :func:`hepscale.view.gallery.encode`.
+        again
+            Runs what is missing; it is kept only where something is.
         """
+        if self.state.status != "done":
+            self._again = again
         with self._lock:
             self._live, self._output, self._plots = None, output, plots
             views, asked = self._views, self._asked
@@ -151,7 +192,7 @@ class RunRecord:
         if state.status is None:
             return f"<run {state.run_id}: {progress_text(state)}>"
         done = state.status == "done"
-        rest = "" if done else "; HepScaleExecutor(resume=True) runs what is missing"
+        rest = "" if done else "; resume() runs what is missing"
         return f"<run {state.run_id}: {final_text(state)}{rest}>"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
@@ -169,8 +210,9 @@ def last_run() -> RunRecord:
     Returns
     -------
     RunRecord
-        With ``show()``, ``output``, ``failed``, ``state`` and ``timeline``. It keeps the run's
-        output in memory until the next run begins.
+        With ``show()``, ``resume()``, ``output``, ``failed``, ``state`` and ``timeline``. It keeps
+        the run's output in memory until the next run begins, and of a run that has ended early
+        also what it was called with.
 
     Raises
     ------
