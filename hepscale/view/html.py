@@ -17,7 +17,7 @@ from PIL import Image
 
 from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.notebook import finish, payload, show
-from hepscale.view.text import COLOURS, count_text, one_line
+from hepscale.view.text import COLOURS, count_text, failure_lines, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,15 +38,17 @@ _FONT = "font:13px system-ui,sans-serif;font-variant-numeric:tabular-nums"
 _GRID = "display:grid;gap:8px 16px;grid-template-columns:repeat(auto-fill,minmax({},1fr))"
 
 
-def page(values: dict[str, Any], plots: Sequence[Plot]) -> str:
+def page(values: dict[str, Any], failures: Sequence[str], plots: Sequence[Plot]) -> str:
     """Return a run as HTML.
 
     Parameters
     ----------
     values
         What :func:`hepscale.view.notebook.payload` returns.
+    failures
+        A line for each chunk that has failed.
     plots
-        What is drawn below it.
+        What is drawn.
     """
     desc, percent = escape(values["desc"]), values["percent"]
     facts = "".join(
@@ -66,7 +68,7 @@ def page(values: dict[str, Any], plots: Sequence[Plot]) -> str:
         f"<b>{desc}</b> {escape(values['chunks'])} · {int(percent)} %{bar}"
         f'<div style="{_GRID.format("7rem")}">{facts}</div>'
         f'<div style="{_GRID.format("260px")};margin-top:8px">{figures}</div>'
-        f"{_lines('Failed chunks', '#c62828', values['failures'])}"
+        f"{_lines('Failed chunks', '#c62828', failures)}"
         f"{_lines('Notices', '#b26a00', values['notices'])}</div>"
     )
 
@@ -238,7 +240,7 @@ class HtmlView:
 
     def _draw(self, state: RunState, output: Partial) -> int:
         plots = () if self._gallery is None else self._gallery.draw(output()).plots
-        written = page(payload(state), plots)
+        written = page(payload(state), failure_lines(state), plots)
         shown = {
             "text/html": written,
             "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running",

@@ -14,7 +14,6 @@ from hepscale.view.text import (
     count_text,
     duration_text,
     failed_text,
-    failure_lines,
     one_line,
     rate_text,
     remaining_text,
@@ -59,7 +58,6 @@ def payload(state: RunState) -> dict[str, Any]:
         "percent": round(100 * state.fraction, 1),
         "chunks": chunks_text(state),
         "facts": [[name, value] for name, value in facts if value and begun],
-        "failures": failure_lines(state),
         "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
     }
 

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hepscale.executor.task import ChunkFailure
     from hepscale.view.state import RunState
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "duration_text",
     "events_text",
     "failed_text",
+    "failure_details",
     "failure_lines",
     "final_text",
     "one_line",
@@ -32,7 +34,7 @@ COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
-_MOST_FAILURES = 5
+_MOST_FAILURES, _MOST_DETAILS, _MOST_TEXT = 5, 20, 3_000
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 # A task reads relative files in a folder of its own, which nobody knows or finds again.
@@ -185,6 +187,29 @@ def failure_lines(state: RunState, most: int = _MOST_FAILURES) -> list[str]:
         lines.append(one_line(f"{where}: {reason}" if where else reason))
     more = len(state.failures) - len(lines)
     return [*lines, f"and {more:,} more"] if more else lines
+
+
+def failure_details(state: RunState) -> list[tuple[str, str]]:
+    """Return the line and all that is known of each of the first failures, and how many more.
+
+    The lines are those of :func:`failure_lines`; what is known has several lines, or none.
+    """
+    lines = failure_lines(state, _MOST_DETAILS)
+    known = [_detail(failure) for failure in state.failures[:_MOST_DETAILS]]
+    rest = [""] * (len(lines) - len(known))
+    return list(zip(lines, known + rest, strict=True))
+
+
+def _detail(failure: ChunkFailure) -> str:
+    tried = f"tried {failure.attempts:,} times" if failure.attempts > 1 else ""
+    where = _where(failure.dataset, failure.file, failure.start, failure.stop)
+    printed = f"It printed last:\n{failure.output_tail}" if failure.output_tail else ""
+    # the reason, if nothing ends with it: else it would be there twice
+    reason = "" if failure.reason in failure.traceback else failure.reason
+    parts = (where, tried, failure.where, failure.traceback, reason, printed)
+    text = "\n".join(part.strip("\n") for part in parts if part)
+    clean = "".join(char for char in text if char.isprintable() or char == "\n")
+    return clean if len(clean) <= _MOST_TEXT else f"...{clean[-_MOST_TEXT:]}"
 
 
 def progress_text(state: RunState) -> str:

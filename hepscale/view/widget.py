@@ -1,10 +1,11 @@
 """A run in a notebook: one widget while it goes on, a picture and a text when it has ended.
 
-The widget has three traits: ``run``, a small dict with texts that are ready to be shown; ``spec``,
-what the histograms look like; and ``bins``, the numbers in them (``view/gallery.py``). What has
-changed of them is sent as one message at most ten times a second from the thread that runs the
-cell. There is no thread of ours. The page says ``{"type": "watch", "names": [...]}`` to have other
-histograms, ``{"type": "stop"}`` to end the run and keep what it has.
+The widget has four traits: ``run``, a small dict with texts that are ready to be shown;
+``failures``, a line and more for each; ``spec``, what the histograms look like; and ``bins``, the
+numbers in them (``view/gallery.py``). What has changed of them is sent as one message at most ten
+times a second from the thread that runs the cell. There is no thread of ours. The page says
+``{"type": "watch", "names": [...]}`` to have other histograms, ``{"type": "stop"}`` to end the run
+and keep what it has.
 
 A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
 times, rates and ids, which is the same when the notebook is executed again.
@@ -23,7 +24,7 @@ import traitlets
 from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.gallery import Drawing, Encoder, Gallery
 from hepscale.view.notebook import finish, payload, show
-from hepscale.view.text import one_line
+from hepscale.view.text import failure_details, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,8 @@ class RunWidget(anywidget.AnyWidget):
     ----------
     run
         What :func:`hepscale.view.notebook.payload` returns.
+    failures
+        What :func:`hepscale.view.text.failure_details` returns.
     spec, bins
         What :func:`hepscale.view.gallery.encode` returns.
     channel
@@ -60,6 +63,7 @@ class RunWidget(anywidget.AnyWidget):
     _esm = _joined(_SCRIPTS)
     _css = _joined(_STYLES)
     run = traitlets.Dict().tag(sync=True)
+    failures: Any = traitlets.List().tag(sync=True)
     spec = traitlets.Dict().tag(sync=True)
     bins = traitlets.Bytes().tag(sync=True)
     channel = traitlets.Unicode().tag(sync=True)
@@ -118,6 +122,7 @@ class WidgetView:
         self._stop = stop
         self._throttle = Throttle(_WIDGET_S, clock)
         self._encode = Encoder()
+        self._failed = 0
         self._widget: RunWidget | None = None
         self._handle: Any = None
 
@@ -144,6 +149,9 @@ class WidgetView:
         # together, so that a front end never has the numbers of other histograms
         with widget.hold_sync():
             widget.run = payload(state)
+            if len(state.failures) != self._failed:
+                self._failed = len(state.failures)
+                widget.failures = failure_details(state)
             if spec is not widget.spec:
                 widget.spec = spec
             if changed:

@@ -248,6 +248,33 @@ def test_numbers_that_are_none_and_axes_without_ends(browser: Any) -> None:
         assert page.locator(CARD).count() == 1
 
 
+def test_a_failure_folds_out_by_mouse_and_by_keys(browser: Any, tmp_path: Path) -> None:
+    failures = [
+        [f"DY, a{i}.root: ValueError: <b>no</b>", f"Traceback {i}\n  boom"] for i in range(3)
+    ]
+    with drawn(browser, {"failures": failures}) as page:
+        listed = page.get_by_role("list", name="Failed chunks")
+        first = listed.get_by_text("a0.root")
+        assert first.text_content() == failures[0][0]
+        assert not listed.get_by_text("Traceback 0").is_visible()
+        first.click()
+        assert listed.get_by_text("Traceback 0").is_visible()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert listed.get_by_label(f"Details of {failures[1][0]}").is_visible()
+        # another fails, one is known better: what is unfolded stays
+        more = [*failures[:2], ["DY, a2.root: died", "killed"], ["and 3 more", ""]]
+        page.evaluate("(failures) => model.put({failures})", more)
+        frames(page)
+        assert listed.get_by_text("Traceback 0").is_visible()
+        assert listed.get_by_role("listitem").count() == 4
+        assert not listed.get_by_text("killed").is_visible()
+        shoot(page, "failures", tmp_path)
+        page.keyboard.press("Escape")
+        assert not listed.get_by_text("Traceback 1").is_visible()
+
+
 def test_the_stop_button_tells_and_hints(browser: Any) -> None:
     with drawn(browser, {"channel": "somewhere"}) as page:
         press(page, "Stop and keep")

@@ -19,6 +19,7 @@ from hepscale.view import RunState, apply
 from hepscale.view.gallery import Gallery
 from hepscale.view.html import page
 from hepscale.view.notebook import payload
+from hepscale.view.text import failure_lines
 
 TAGS = {
     "div", "span", "b", "br", "figure", "figcaption", "svg", "path", "text", "image",
@@ -54,14 +55,18 @@ def state(desc: str = "Processing", reason: str = "no") -> RunState:
     return made
 
 
+def read(made: RunState, output: object) -> Read:
+    return Read(page(payload(made), failure_lines(made), Gallery().draw(output).plots))
+
+
 def test_a_line_goes_through_what_was_counted():
     output = {"m": hist.Hist.new.Reg(3, 0, 3).Double().fill([0.5, 1.5, 1.5, 1.5, 1.5])}
-    read = Read(page(payload(state()), Gallery().draw(output).plots))
-    (line, _frame) = read.paths
+    found = read(state(), output)
+    (line, _frame) = found.paths
     # 128 high: one is a quarter of the four
     assert re.findall(r"V([\d.]+)", line) == ["104.0", "8.0", "136.0"]
-    assert {"40 % ", "Σ 5", "m"} & {text.strip() for text in read.texts} >= {"m", "Σ 5"}
-    assert any("a.root, entries 0 to 10: no" in text for text in read.texts)
+    assert {"40 % ", "Σ 5", "m"} & {text.strip() for text in found.texts} >= {"m", "Σ 5"}
+    assert any("a.root, entries 0 to 10: no" in text for text in found.texts)
 
 
 @given(st.text(max_size=40) | st.sampled_from(["<script>x</script>", '"><img onerror=x>', "&lt;"]))
@@ -72,9 +77,9 @@ def test_whatever_the_user_named_is_text(name):
     mass.fill([name or "-", "b"], [0.5, 1.5])
     plane = hist.Hist.new.StrCat([name or "-"]).Reg(2, 0, 1).Reg(2, 0, 1, label=name).Double()
     output = {name: mass, f"{name}2": flow, f"{name}3": plane.fill(name or "-", 0.1, 0.2)}
-    read = Read(page(payload(state(name, name)), Gallery().draw(output).plots))
-    assert set(read.tags) <= TAGS
-    assert not {one for one in read.names if one.startswith("on")}
+    found = read(state(name, name), output)
+    assert set(found.tags) <= TAGS
+    assert not {one for one in found.names if one.startswith("on")}
 
 
 @pytest.mark.parametrize("storage", ["Double", "Weight", "Mean"])
@@ -84,9 +89,7 @@ def test_any_kind_can_be_drawn(storage):
         str(i): hist.Hist(*chosen, storage=storage)
         for i, chosen in enumerate([axes[:1], axes[1:], axes, [axes[1], axes[1]]])
     }
-    plots = Gallery().draw(output).plots
-    assert len(plots) == 4
-    assert Read(page(payload(state()), plots)).tags.count("figure") == 4
+    assert read(state(), output).tags.count("figure") == 4
 
 
 def test_it_needs_no_widgets():

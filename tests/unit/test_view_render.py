@@ -31,6 +31,7 @@ from hepscale.view import base as view_base
 from hepscale.view.base import GuardedView, NullView, Throttle, choose_mode
 from hepscale.view.notebook import final_bundle, payload
 from hepscale.view.terminal import LinesView, TerminalView, draw
+from hepscale.view.text import failure_details
 from hepscale.view.widget import WidgetView
 
 FAILURE = ChunkFailure(
@@ -284,6 +285,30 @@ def test_failures_and_notices_are_lines_and_never_markup() -> None:
     assert "\x1b" not in shown
 
 
+def test_a_failure_unfolds_to_all_that_is_known_of_it() -> None:
+    state = running()
+    told = "Traceback:\n  boom\x1b[2J\nValueError: no"
+    for i in range(23):
+        reason = "ValueError: no" if i else "killed"
+        one = ChunkFailure("DY", "/a/c.root", i, i + 1, "exception", reason, "n.ipynb:3", told, 3)
+        apply(state, ChunkFailed(one), 2.0)
+    details = failure_details(state)
+    assert len(details) == 21
+    assert details[-1] == ("and 3 more", "")
+    line, first = details[0]
+    assert line == "DY, c.root, entries 0 to 1: killed"
+    assert first.splitlines() == [
+        "DY, /a/c.root, entries 0 to 1",
+        "tried 3 times",
+        "n.ipynb:3",
+        "Traceback:",
+        "  boom[2J",
+        "ValueError: no",
+        "killed",
+    ]
+    assert details[1][1].count("ValueError: no") == 1
+
+
 @given(st.integers(1, 200), st.integers(0, 40), st.integers(0, 9), st.text(max_size=40))
 def test_any_width_can_be_drawn(width: int, done: int, failed: int, desc: str) -> None:
     state = running(done, failed)
@@ -385,7 +410,6 @@ def test_the_widget_gets_a_small_dict_of_texts() -> None:
         "Elapsed",
         "Remaining",
     ]
-    assert len(sent["failures"]) == 6
     assert len(sent["notices"]) == 5
     assert len(json.dumps(payload(running()))) < 500
 
