@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hepscale.view.finding import Found, find, reach
-from hepscale.view.histograms import Axis, Plot, Projector, Series
+from hepscale.view.histograms import Plot, Projector, Series
+from hepscale.view.layouts import Axis
 from hepscale.view.text import one_line
 
 __all__ = ["Drawing", "Encoder", "Gallery", "Watch", "decode", "encode"]
@@ -70,11 +71,16 @@ class Gallery:
         self._more: tuple[str, ...] = ()
         self._search_s = float("-inf")
         self._projector = Projector()
+        self._chosen_of: dict[str, str | None] = {}
 
     def pick(self, names: Sequence[str]) -> None:
         """Draw these from now on; may be called from another thread."""
         self._picked = tuple(dict.fromkeys(names))[:_MOST_WATCHED]
         self._search_s = float("-inf")
+
+    def choose(self, name: str, category: str | None) -> None:
+        """Draw one category of a map alone, or all; may be called from another thread."""
+        self._chosen_of[name] = category
 
     def draw(self, output: Any, *, search: bool = False) -> Drawing:
         """Return what is to be drawn of an output; None is one that holds nothing yet.
@@ -100,8 +106,10 @@ class Gallery:
         return Drawing(plots, self._more)
 
     def _plots(self, output: Any) -> tuple[Plot, ...]:
-        project = self._projector.project
-        return tuple([project(one, reach(output, one.path)) for one in self._shown])
+        project, chosen = self._projector.project, self._chosen_of.get
+        return tuple(
+            [project(one, reach(output, one.path), chosen(one.name)) for one in self._shown]
+        )
 
     def missed(self, output: Any) -> list[str]:
         """Return a sentence for each pattern that means nothing in an output; raises nothing."""
@@ -176,6 +184,7 @@ class Encoder:
         seen: list[Any] = [drawing.more]
         for plot in drawing.plots:
             seen.append((plot.name, plot.kind, plot.x, plot.y, plot.rows, plot.summable))
+            seen.append((plot.choices, plot.chosen))
             for one in plot.series:
                 arrays.append(one.values)
                 if one.variances is not None:
@@ -225,6 +234,8 @@ def _spec(drawing: Drawing) -> dict[str, Any]:
             ],
             "rows": list(plot.rows),
             "summable": plot.summable,
+            "choices": list(plot.choices),
+            "chosen": plot.chosen,
         }
         for plot in drawing.plots
     ]
@@ -264,7 +275,8 @@ def _plot_of(one: Mapping[str, Any], numbers: np.ndarray[Any, Any]) -> Plot:
         return flat if x is None or y is None else flat.reshape(_bins(x), _bins(y))
 
     series = [Series(s["name"], take(s["values"]), take(s["variances"])) for s in one["series"]]
-    return Plot(one["name"], one["kind"], x, y, tuple(series), tuple(one["rows"]), one["summable"])
+    rest = (tuple(one["rows"]), one["summable"], tuple(one.get("choices", ())), one.get("chosen"))
+    return Plot(one["name"], one["kind"], x, y, tuple(series), *rest)
 
 
 def _bins(axis: Axis) -> int:

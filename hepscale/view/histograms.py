@@ -6,43 +6,30 @@ changes one.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from hepscale.view.finding import key_order, key_text, number
+from hepscale.view.finding import key_text, number
+from hepscale.view.layouts import MOST_BINS, MOST_SERIES, Axis, layout
 from hepscale.view.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from hepscale.view.finding import Found
+    from hepscale.view.layouts import Dimension, Layout
 
-__all__ = ["Axis", "Layout", "Plot", "Projector", "Series", "layout"]
+__all__ = ["Axis", "Plot", "Projector", "Series"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-# What is drawn of one histogram: more could not be seen, and would be sent many times a second.
-_MOST_SERIES = 20
-_MOST_BINS = 1_000
 _MOST_BINS_OF_MAP = 160
 _MOST_LABELS = 100
 _MOST_ROWS = 200
-_MOST_GROUPS = 5_000
-_MOST_CELLS = 20_000_000
 _OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """An axis of a plot: n + 1 `edges`, finite and increasing, or the `labels` of n bins."""
-
-    label: str
-    edges: tuple[float, ...] | None
-    labels: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +57,8 @@ class Plot:
         for each series.
     summable
         Whether series may be added up and compared by their sums; means may not.
+    choices, chosen
+        The categories of a map, and the one that is drawn; None: all.
     """
 
     name: str
@@ -79,55 +68,13 @@ class Plot:
     series: tuple[Series, ...]
     rows: tuple[str, ...] = ()
     summable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Dimension:
-    """An axis of a histogram; `below` and `above` are its bins for what lies outside."""
-
-    axis: Axis
-    n: int
-    below: int
-    above: int
-    categorical: bool
-    # of the bins, where labels are sorted
-    order: tuple[int, ...]
+    choices: tuple[str, ...] = ()
+    chosen: str | None = None
 
     @property
-    def size(self) -> int:
-        return self.below + self.n + self.above
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What becomes of the axes of a histogram; holds as long as its shape does.
-
-    Attributes
-    ----------
-    shape
-        Of the values with what lies outside of the bins.
-    drawn, summed
-        The axes that are drawn, one or two, and those that are summed over.
-    position
-        Of the first drawn axis among those that are not summed over.
-    kept, names, rest
-        With the other axes flattened: the rows that are series of their own, what these are
-        called, and the rows that are one series together. Empty where there are no others.
-    means
-        Whether it holds means.
-    inner
-        The bins of the one axis, where nothing but these is drawn.
-    """
-
-    shape: tuple[int, ...]
-    drawn: tuple[_Dimension, ...]
-    summed: tuple[int, ...]
-    position: int
-    kept: tuple[int, ...]
-    names: tuple[str, ...]
-    rest: tuple[int, ...]
-    means: bool
-    inner: slice | None
+    def title(self) -> str:
+        """What is written above a picture of it, on one line."""
+        return one_line(self.name if self.chosen is None else f"{self.name}: {self.chosen}", 60)
 
 
 class Projector:
@@ -144,7 +91,7 @@ class Projector:
         """Keep nothing but what is known of these."""
         self._known = {name: one for name, one in self._known.items() if name in names}
 
-    def project(self, found: Found, source: Any) -> Plot:
+    def project(self, found: Found, source: Any, chosen: str | None = None) -> Plot:
         """Return the plot of a histogram or a table; of what cannot be drawn a table that says so.
 
         The bins of one axis are drawn, with a series for each category, or a map of the first two.
@@ -157,26 +104,30 @@ class Projector:
             What it is called, and whether it is a table.
         source
             What is there.
+        chosen
+            The category of a map that is drawn alone, if there is one of this name.
         """
         try:
-            return _table(found, source) if found.table else self._histogram(found.name, source)
+            if found.table:
+                return _table(found, source)
+            return _drawn(found.name, *self._parts(found.name, source), chosen)
         except Exception as error:  # noqa: BLE001
             row = f"cannot be drawn: {one_line(f'{type(error).__name__}: {error}', 100)}"
             return _numbers(found.name, {row: math.nan})
 
-    def _histogram(self, name: str, source: Any) -> Plot:
+    def _parts(self, name: str, source: Any) -> tuple[Layout, list[Array]]:
         kept, known = self._known.get(name, (None, None))
         if kept is source and known is not None:
             parts = _parts(source, known.means)
             if parts[0].shape == known.shape:
-                return _drawn(name, known, parts)
+                return known, parts
         known = layout(source)
         self._known[name] = source, known
         parts = _parts(source, known.means)
         if parts[0].shape != known.shape:
             shape = parts[0].shape
             raise ValueError(f"its values have the shape {shape}, its axes {known.shape}")
-        return _drawn(name, known, parts)
+        return known, parts
 
 
 def _numbers(name: str, rows: Mapping[str, float]) -> Plot:
@@ -185,7 +136,7 @@ def _numbers(name: str, rows: Mapping[str, float]) -> Plot:
 
 
 def _table(found: Found, source: Mapping[Any, Any]) -> Plot:
-    tables = {key_text(key): source[key] for key in found.columns[:_MOST_SERIES]} or {"": source}
+    tables = {key_text(key): source[key] for key in found.columns[:MOST_SERIES]} or {"": source}
     keys = list(dict.fromkeys(key for table in tables.values() for key in table))[:_MOST_ROWS]
     series = []
     for name, table in tables.items():
@@ -196,91 +147,10 @@ def _table(found: Found, source: Mapping[Any, Any]) -> Plot:
     return Plot(found.name, "table", None, None, tuple(series), rows)
 
 
-# -- axes ------------------------------------------------------------------------------------------
-
-
-def layout(histogram: Any) -> Layout:
-    """Return what becomes of the axes of a histogram."""
-    axes = [_dimension(axis) for axis in histogram.axes]
-    drawn = [i for i, one in enumerate(axes) if not one.categorical][:2]
-    if not drawn and axes:
-        drawn = [len(axes) - 1]
-    groups = [i for i, one in enumerate(axes) if one.categorical and i not in drawn]
-    if len(drawn) == 2 or math.prod(axes[i].size for i in groups) > _MOST_GROUPS:
-        groups = []
-    kept, names, rest = _flattened([axes[i] for i in groups]) if groups else ((), (), ())
-    summed = tuple(i for i in range(len(axes)) if i not in drawn and i not in groups)
-    left = [i for i in range(len(axes)) if i not in summed]
-    shape = tuple(one.size for one in axes)
-    if math.prod(shape) > _MOST_CELLS:
-        raise ValueError(f"it has {math.prod(shape):,} bins")
-    means = str(getattr(histogram.kind, "value", histogram.kind)) == "MEAN"
-    only = axes[0] if len(axes) == 1 and not axes[0].categorical and not means else None
-    plain = only is not None and only.n <= _MOST_BINS
-    return Layout(
-        shape,
-        tuple(axes[i] for i in drawn),
-        summed,
-        left.index(drawn[0]) if drawn else 0,
-        kept,
-        names,
-        rest,
-        means,
-        slice(only.below, only.below + only.n) if only is not None and plain else None,
-    )
-
-
-def _dimension(axis: Any) -> _Dimension:
-    n = len(axis)
-    traits = getattr(axis, "traits", None)
-    below = int(getattr(traits, "underflow", False))
-    above = int(getattr(traits, "overflow", False))
-    label = one_line(str(getattr(axis, "label", "") or getattr(axis, "name", "") or ""), 80)
-    order = tuple(range(n))
-    boolean = type(axis).__name__ == "Boolean"
-    if not boolean and getattr(traits, "ordered", not getattr(traits, "discrete", False)):
-        shown = Axis(label, _finite(axis.edges), None)
-        return _Dimension(shown, n, below, above, categorical=False, order=order)
-    bins = [bool(one) for one in axis] if boolean else list(axis)
-    if getattr(traits, "growth", False):
-        # they are in the order in which they came, which differs from run to run
-        order = tuple(sorted(order, key=lambda i: key_order(bins[i])))
-    shown = Axis(label, None, tuple(key_text(bins[i]) for i in order))
-    return _Dimension(shown, n, below, above, categorical=True, order=order)
-
-
-def _finite(edges: Any) -> tuple[float, ...]:
-    """Return edges that can be drawn: one at infinity is put a bin's width beside its neighbour."""
-    array = np.array(edges, dtype=float)
-    inner = array[np.isfinite(array)]
-    if not len(inner):
-        return tuple(map(float, range(len(array))))
-    width = float(inner[-1] - inner[0]) / max(len(inner) - 1, 1) or 1.0
-    array[array == -np.inf] = inner[0] - width
-    array[array == np.inf] = inner[-1] + width
-    return tuple(array.tolist())
-
-
-def _flattened(
-    groups: Sequence[_Dimension],
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
-    """Return which rows are series, their names, and which are "other", see :class:`Layout`."""
-    sizes = [one.size for one in groups]
-    labels = [dict(zip(one.order, one.axis.labels or (), strict=True)) for one in groups]
-    kept, names = [], []
-    for where in itertools.product(*(one.order for one in groups)):
-        kept.append(int(np.ravel_multi_index(where, sizes)))
-        names.append(" / ".join(text[i] for text, i in zip(labels, where, strict=True)))
-    if len(kept) > _MOST_SERIES:
-        kept, names = kept[: _MOST_SERIES - 1], names[: _MOST_SERIES - 1]
-    rest = set(range(math.prod(sizes))) - set(kept)
-    return tuple(kept), tuple(names), tuple(sorted(rest))
-
-
 # -- values ----------------------------------------------------------------------------------------
 
 
-def _drawn(name: str, known: Layout, parts: list[Array]) -> Plot:
+def _drawn(name: str, known: Layout, parts: list[Array], chosen: str | None) -> Plot:
     if known.inner is not None:
         # what most histograms are, twenty of them ten times a second
         variances = parts[1][known.inner] if len(parts) > 1 else None
@@ -291,7 +161,7 @@ def _drawn(name: str, known: Layout, parts: list[Array]) -> Plot:
     if known.summed:
         parts = [part.sum(axis=known.summed) for part in parts]
     if len(known.drawn) == 2:
-        return _map(name, known, parts)
+        return _map(name, known, parts, chosen if chosen in known.names else None)
     return _steps(name, known, parts)
 
 
@@ -331,24 +201,34 @@ def _finished(parts: Sequence[Array], means: bool) -> tuple[Array, Array | None]
     return sums / counts, spread / counts**2
 
 
-def _map(name: str, known: Layout, parts: Sequence[Array]) -> Plot:
+def _map(name: str, known: Layout, parts: Sequence[Array], chosen: str | None) -> Plot:
     x, y = known.drawn
     found = []
     for part in parts if known.means else parts[:1]:
-        array, x_axis = _bins(part, x, 0, _MOST_BINS_OF_MAP)
+        rows = np.moveaxis(part, known.groups, range(len(known.groups))).reshape(-1, x.size, y.size)
+        plane = rows.sum(axis=0) if chosen is None else rows[known.kept[known.names.index(chosen)]]
+        array, x_axis = _bins(plane, x, 0, _MOST_BINS_OF_MAP)
         array, y_axis = _bins(array, y, 1, _MOST_BINS_OF_MAP)
         found.append(array)
     values, _ = _finished(found, known.means)
-    return Plot(name, "map", x_axis, y_axis, (Series("", values, None),), summable=not known.means)
+    return Plot(
+        name,
+        "map",
+        x_axis,
+        y_axis,
+        (Series("", values, None),),
+        summable=not known.means,
+        choices=known.names,
+        chosen=chosen,
+    )
 
 
 def _steps(name: str, known: Layout, parts: Sequence[Array]) -> Plot:
     (x,) = known.drawn
     found = []
     for part in parts:
-        single = part.ndim == 1
-        rows = part[None] if single else np.moveaxis(part, known.position, -1).reshape(-1, x.size)
-        array, axis = _bins(rows, x, 1, _MOST_BINS)
+        rows = np.moveaxis(part, known.groups, range(len(known.groups))).reshape(-1, x.size)
+        array, axis = _bins(rows, x, 1, MOST_BINS)
         found.append(array)
     names, kept = known.names, known.kept
     if not known.names and not known.rest:
@@ -363,7 +243,7 @@ def _steps(name: str, known: Layout, parts: Sequence[Array]) -> Plot:
     return Plot(name, "steps", axis, None, tuple(series), summable=not known.means)
 
 
-def _bins(array: Array, along: _Dimension, dim: int, most: int) -> tuple[Array, Axis]:
+def _bins(array: Array, along: Dimension, dim: int, most: int) -> tuple[Array, Axis]:
     """Return what lies within the bins of an axis, neighbours added up where there are many."""
     inner: list[Any] = [slice(None)] * array.ndim
     inner[dim] = slice(along.below, along.below + along.n)

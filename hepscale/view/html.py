@@ -83,7 +83,7 @@ def _lines(name: str, colour: str, lines: Sequence[str]) -> str:
 
 
 def _figure(plot: Plot) -> str:
-    name = escape(one_line(plot.name, 60))
+    name = escape(plot.title)
     if plot.kind == "table":
         caption = f"<figcaption><b>{name}</b></figcaption>"
         return f'<figure style="margin:0">{caption}{_table(plot)}</figure>'

@@ -103,7 +103,7 @@ def png(drawing: Drawing, text: str) -> bytes:
 
 
 def _draw(axes: Any, plot: Plot) -> None:
-    axes.set_title(one_line(plot.name, 48), loc="left", parse_math=False)
+    axes.set_title(one_line(plot.title, 48), loc="left", parse_math=False)
     if plot.kind == "table":
         _table(axes, plot)
         return

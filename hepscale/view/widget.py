@@ -4,8 +4,9 @@ The widget has four traits: ``run``, a small dict with texts that are ready to b
 ``failures``, a line and more for each; ``spec``, what the histograms look like; and ``bins``, the
 numbers in them (``view/gallery.py``). What has changed of them is sent as one message at most ten
 times a second from the thread that runs the cell. There is no thread of ours. The page says
-``{"type": "watch", "names": [...]}`` to have other histograms, ``{"type": "stop"}`` to end the run
-and keep what it has.
+``{"type": "watch", "names": [...]}`` to have other histograms, ``{"type": "choose", "name": ...,
+"category": ...}`` to have one category of a map, ``{"type": "stop"}`` to end the run and keep what
+it has.
 
 A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
 times, rates and ids, which is the same when the notebook is executed again.
@@ -172,6 +173,10 @@ class WidgetView:
             return
         if content.get("type") == "stop" and self._stop is not None:
             self._stop()
-        names = content.get("names")
+        names, name = content.get("names"), content.get("name")
         if content.get("type") == "watch" and isinstance(names, list) and self._gallery:
             self._gallery.pick([name for name in names if isinstance(name, str)])
+        category = content.get("category")
+        known = isinstance(name, str) and isinstance(category, str | None)
+        if content.get("type") == "choose" and known and self._gallery:
+            self._gallery.choose(str(name), category)

@@ -137,6 +137,25 @@ def test_a_map_is_coloured_by_its_numbers(browser: Any) -> None:
         assert told == ["1 to 2; 0 to 1", "10"]
 
 
+def test_a_category_of_a_map_is_asked_for(browser: Any, tmp_path: Path) -> None:
+    picture = plots.Picture()
+    sides = {"y": plots.axis("y", range(3)), "choices": ["DY", "<b>TT</b>"], "chosen": None}
+    picture.add("m", "map", plots.axis("x", range(4)), {"": [1, 2, 3, 4, 5, 6]}, **sides)
+    with drawn(browser, picture.state) as page:
+        choice = page.get_by_label("Category of m")
+        assert choice.locator("option").all_text_contents() == ["all categories", "DY", "<b>TT</b>"]
+        choice.select_option("<b>TT</b>")
+        (said,) = page.evaluate("sent")
+        assert said == {"type": "choose", "name": "m", "category": "<b>TT</b>"}
+        picture.plots[0]["chosen"] = "<b>TT</b>"
+        page.evaluate("(state) => model.put(state)", picture.state)
+        frames(page)
+        assert choice.input_value() == "<b>TT</b>"
+        shoot(page, "category", tmp_path)
+        choice.select_option("all categories")
+        assert page.evaluate("sent[1].category") is None
+
+
 def test_log_stack_ratio_and_legend_stay_while_data_change(browser: Any, tmp_path: Path) -> None:
     picture = plots.Picture()
     edges = plots.axis("x", [0, 1, 2, 3])

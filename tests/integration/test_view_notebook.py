@@ -193,7 +193,9 @@ def drawn():
 print(drawn())
 view._widget._handle_custom_msg({"type": "watch", "names": ["c", 3, "b"]}, [])
 print(drawn())
-for odd in ({"type": "watch"}, {"type": "watch", "names": "b"}, "x", {"type": "?"}, None):
+for odd in ({"type": "choose"}, {"type": "watch"}, {}, 3):
+    view._widget._handle_custom_msg(odd, [])
+for odd in ({"type": "watch", "names": "b"}, "x", {"type": "?"}, None):
     view._widget._handle_custom_msg(odd, [])
 print(drawn())
 """

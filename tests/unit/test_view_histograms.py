@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hepscale.view import gallery as gallery_module
 from hepscale.view.finding import Found, find
-from hepscale.view.gallery import Drawing, Encoder, Gallery, encode
+from hepscale.view.gallery import Drawing, Encoder, Gallery, decode, encode
 from hepscale.view.histograms import Plot, Projector
 
 STORAGES = ("Double", "Int64", "AtomicInt64", "Unlimited", "Weight", "Mean", "WeightedMean")
@@ -178,6 +178,32 @@ def test_two_axes_are_a_map_of_x_first():
     offset, n = spec["plots"][0]["series"][0]["values"]
     assert n == 12
     assert np.frombuffer(numbers, "<f4")[offset + 0 * 4 + 1] == 1
+
+
+@pytest.mark.parametrize("storage", ["Double", "Weight", "Mean"])
+def test_a_category_of_a_map_can_be_chosen(storage):
+    made = (
+        hist.Hist.new.Reg(3, 0, 3).StrCat([], growth=True).Var([0, 1, 3]).IntCat([0], growth=True)
+    )
+    made = getattr(made, storage)()
+    rng = np.random.default_rng(1)
+    sample = {"sample": rng.random(50)} if storage == "Mean" else {}
+    for one in ("b", "a"):
+        made.fill(rng.random(50) * 4, one, rng.random(50) * 4, [0, 7] * 25, **sample)
+    gallery = Gallery()
+    (plot,) = gallery.draw({"m": made}).plots
+    assert plot.choices == ("a / 0", "a / 7", "b / 0", "b / 7")
+    assert plot.chosen is None
+    gallery.choose("m", "b / 7")
+    (plot,) = gallery.draw({"m": made}).plots
+    assert (plot.chosen, plot.title) == ("b / 7", "m: b / 7")
+    wanted = made[:, hist.loc("b"), :, hist.loc(7)].values()
+    filled = np.isfinite(plot.series[0].values)
+    np.testing.assert_allclose(plot.series[0].values[filled], wanted[filled])
+    assert wanted[~filled].sum() == 0
+    assert decode(*encode(Drawing((plot,)), "<f8")).plots[0].chosen == "b / 7"
+    gallery.choose("m", "gone")
+    assert gallery.draw({"m": made}).plots[0].chosen is None
 
 
 def test_more_axes_are_summed_over():

@@ -76,8 +76,8 @@ function build(el, model, redraw) {
   const fill = element("div", "fill", bar);
   const facts = element("dl", "facts", root);
   const unstop = stopButton(model, side);
-  const watch = (names) => tell(model, { type: "watch", names }, () => {}).catch(() => {});
-  const board = new Board(element("div", "histograms", root), redraw, watch);
+  const say = (content) => tell(model, content, () => {}).catch(() => {});
+  const board = new Board(element("div", "histograms", root), redraw, say);
   const failures = element("ul", "failures", root);
   failures.setAttribute("aria-label", "Failed chunks");
   failures.setAttribute("aria-live", "polite");
