@@ -171,10 +171,18 @@ class Gallery:
 
 
 class Encoder:
-    """Encodes drawings, see :func:`encode`; as long as a spec is the same it is the same object."""
+    """Encodes drawings, see :func:`encode`; as long as a spec is the same it is the same object.
 
-    def __init__(self, number: str = "<f4") -> None:
-        self._number = number
+    Parameters
+    ----------
+    number
+        What numbers are written as.
+    label
+        What labels of axes and names of series are written as.
+    """
+
+    def __init__(self, number: str = "<f4", label: Callable[[str], str] = str) -> None:
+        self._number, self._label = number, label
         self._seen: Any = None
         self._spec: dict[str, Any] = {}
 
@@ -192,7 +200,7 @@ class Encoder:
                 seen.append((one.name, one.values.size, one.variances is None))
         # making the spec anew takes longer than the numbers do, and a widget compares it
         if seen != self._seen:
-            self._seen, self._spec = seen, _spec(drawing)
+            self._seen, self._spec = seen, _spec(drawing, self._label)
         with np.errstate(over="ignore", invalid="ignore"):
             flat = [array if array.ndim == 1 else array.reshape(-1) for array in arrays]
             numbers = np.concatenate(flat).astype(self._number).tobytes() if flat else b""
@@ -208,7 +216,7 @@ def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes
     return Encoder(number)(drawing)
 
 
-def _spec(drawing: Drawing) -> dict[str, Any]:
+def _spec(drawing: Drawing, label: Callable[[str], str]) -> dict[str, Any]:
     end = 0
 
     def place(array: np.ndarray[Any, Any] | None) -> list[int] | None:
@@ -222,11 +230,11 @@ def _spec(drawing: Drawing) -> dict[str, Any]:
         {
             "name": plot.name,
             "kind": plot.kind,
-            "x": _axis(plot.x),
-            "y": _axis(plot.y),
+            "x": _axis(plot.x, label),
+            "y": _axis(plot.y, label),
             "series": [
                 {
-                    "name": one.name,
+                    "name": label(one.name),
                     "values": place(one.values),
                     "variances": place(one.variances),
                 }
@@ -242,13 +250,13 @@ def _spec(drawing: Drawing) -> dict[str, Any]:
     return {"plots": plots, "more": list(drawing.more)}
 
 
-def _axis(axis: Axis | None) -> dict[str, Any] | None:
+def _axis(axis: Axis | None, label: Callable[[str], str]) -> dict[str, Any] | None:
     if axis is None:
         return None
     return {
-        "label": axis.label,
+        "label": label(axis.label),
         "edges": None if axis.edges is None else list(axis.edges),
-        "labels": None if axis.labels is None else list(axis.labels),
+        "labels": None if axis.labels is None else [*map(label, axis.labels)],
     }
 
 

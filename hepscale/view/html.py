@@ -17,6 +17,7 @@ from PIL import Image
 
 from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.notebook import finish, payload, show
+from hepscale.view.tex import plain
 from hepscale.view.text import COLOURS, count_text, failure_lines, one_line
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _figure(plot: Plot) -> str:
     several = len(plot.series) > 1
     legend = "".join(
         f'<span style="border-top:2px solid {COLOURS[i % len(COLOURS)]};margin-right:8px">'
-        f"{escape(one_line(one.name, 30))}</span>"
+        f"{escape(one_line(plain(one.name), 30))}</span>"
         for i, one in enumerate(plot.series)
         if several
     )
@@ -137,14 +138,14 @@ def _axes(x: Axis | None, edges: Any, ends: Sequence[tuple[float, str]]) -> str:
         step = -(-len(x.labels) // 6)
         slot = (_WIDTH - _LEFT) / len(x.labels)
         texts += [
-            (_LEFT + slot * (i + 0.5), bottom + 12, "middle", one_line(x.labels[i], 10))
+            (_LEFT + slot * (i + 0.5), bottom + 12, "middle", one_line(plain(x.labels[i]), 10))
             for i in range(0, len(x.labels), step)
         ]
     else:
         texts += [(_LEFT, bottom + 12, "start", f"{edges[0]:.4g}")]
         texts += [(_WIDTH, bottom + 12, "end", f"{edges[-1]:.4g}")]
     if x is not None and x.label:
-        texts.append((_WIDTH, bottom + 26, "end", one_line(x.label, 45)))
+        texts.append((_WIDTH, bottom + 26, "end", one_line(plain(x.label), 45)))
     written = "".join(
         f'<text x="{at:.0f}" y="{y:.0f}" text-anchor="{anchor}">{escape(text)}</text>'
         for at, y, anchor, text in texts

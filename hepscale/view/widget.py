@@ -25,6 +25,7 @@ import traitlets
 from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.gallery import Drawing, Encoder, Gallery
 from hepscale.view.notebook import finish, payload, show
+from hepscale.view.tex import plain
 from hepscale.view.text import failure_details, one_line
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class WidgetView:
         self._gallery = gallery
         self._stop = stop
         self._throttle = Throttle(_WIDGET_S, clock)
-        self._encode = Encoder()
+        self._encode = Encoder(label=plain)
         self._failed = 0
         self._widget: RunWidget | None = None
         self._handle: Any = None
