@@ -92,7 +92,7 @@ class Watched:
     on_partial: Callable[[Any, RunState], object] | None
     interval_s: float
     folder: Path
-    again: Callable[[], Any]
+    again: Callable[[], Any] | None = None
 
 
 class _Shower:
@@ -114,7 +114,7 @@ class _Shower:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
         self._stop = stop
         self._view = make_view(status, self._gallery, self._request)
-        stop.by_interrupt = status and is_deaf()
+        stop.by_interrupt = is_deaf(self._view)
 
     def see(self, event: Event) -> None:
         now_s = time.monotonic()
@@ -156,7 +156,7 @@ class _Shower:
         if self._gallery is None or content is None:
             return None
         try:
-            return encode(self._gallery.draw(content, search=True), "<f8")
+            return encode(self._gallery.last(content), "<f8")
         except Exception as error:  # noqa: BLE001
             log.warning("The histograms of the run cannot be kept: %r", error)
             return None

@@ -129,6 +129,7 @@ class GuardedView:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self.deaf = is_deaf(view)
         self._failed = False
         self._closed = False
 
@@ -250,15 +251,9 @@ def place() -> tuple[Mode, bool]:
     return choose_mode(requested, asks=asks, tty=tty, widgets=widgets), asks is not None
 
 
-def is_deaf() -> bool:
-    """Whether a button can be heard by an interrupt only, as in kernels before ipykernel 7."""
-    try:
-        mode, _ = place()
-        kernel = sys.modules["IPython"].get_ipython().kernel
-    # who has no view, see `make_view`, has no button
-    except Exception:  # noqa: BLE001
-        return False
-    return mode == "widget" and not hasattr(kernel, "_supports_kernel_subshells")
+def is_deaf(view: View) -> bool:
+    """Whether a view has a button that can be heard by an interrupt only."""
+    return bool(getattr(view, "deaf", False))
 
 
 def build(

@@ -71,6 +71,7 @@ class Gallery:
         self._more: tuple[str, ...] = ()
         self._search_s = float("-inf")
         self._projector = Projector()
+        self._last: tuple[Any, Drawing] | None = None
         self._chosen_of: dict[str, str | None] = {}
 
     def pick(self, names: Sequence[str]) -> None:
@@ -111,10 +112,22 @@ class Gallery:
             [project(one, reach(output, one.path), chosen(one.name)) for one in self._shown]
         )
 
+    def last(self, output: Any) -> Drawing:
+        """Return what is to be drawn of an output that will not change any more."""
+        if self._last is None or self._last[0] is not output:
+            self._last = output, self.draw(output, search=True)
+        return self._last[1]
+
     def missed(self, output: Any) -> list[str]:
-        """Return a sentence for each pattern that means nothing in an output; raises nothing."""
+        """Return a sentence for each pattern that means nothing in the last output.
+
+        It raises nothing.
+        """
+        if not self._patterns:
+            return []
         try:
-            names = [name for one in find(output) for name in one.names] if self._patterns else []
+            self.last(output)
+            names = [name for one in self._found for name in one.names]
         except Exception as error:  # noqa: BLE001
             logger.warning("The output cannot be looked into: %r", error)
             return []

@@ -16,6 +16,7 @@ from hepscale.view.text import (
     failed_text,
     one_line,
     rate_text,
+    received_text,
     remaining_text,
     summary_text,
     usage_text,
@@ -47,6 +48,7 @@ def payload(state: RunState) -> dict[str, Any]:
     facts = [
         ("Events", events if state.counts_entries or state.entries_done else ""),
         ("Rate", rate_text(state) or _UNKNOWN),
+        ("Results", received_text(state)),
         ("Workers", workers_text(state)),
         ("Failures", failed_text(state)),
         ("Elapsed", duration_text(state.elapsed_s)),
@@ -121,7 +123,7 @@ def _last(gallery: Gallery | None, output: Partial) -> Drawing | None:
     if gallery is None:
         return None
     try:
-        return gallery.draw(output(), search=True)
+        return gallery.last(output())
     except Exception as error:  # noqa: BLE001
         logger.warning("The histograms of the run cannot be drawn: %r", error)
         return None

@@ -23,6 +23,7 @@ __all__ = [
     "one_line",
     "progress_text",
     "rate_text",
+    "received_text",
     "remaining_text",
     "summary_text",
     "usage_text",
@@ -35,6 +36,7 @@ COLOURS = (
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 _MOST_FAILURES, _MOST_DETAILS, _MOST_TEXT = 5, 20, 3_000
+_LEAST_ELAPSED_S = 0.5
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 # A task reads relative files in a folder of its own, which nobody knows or finds again.
@@ -138,6 +140,14 @@ def rate_text(state: RunState) -> str:
     if not state.counts_entries:
         return f"{count_text(rate)} {_noun(state)}s/s"
     return f"{count_text(rate if rate < 10 else round(rate))} events/s"
+
+
+def received_text(state: RunState) -> str:
+    """Return ``12 MB, 0.25 MB/s`` of results, or nothing before any has come."""
+    if not state.bytes_received or state.elapsed_s < _LEAST_ELAPSED_S:
+        return ""
+    received_mb = state.bytes_received / 1e6
+    return f"{count_text(received_mb)} MB, {count_text(received_mb / state.elapsed_s)} MB/s"
 
 
 def workers_text(state: RunState) -> str:

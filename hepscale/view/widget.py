@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import comm
 import traitlets
+from IPython.core.getipython import get_ipython
 
 from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.gallery import Drawing, Encoder, Gallery
@@ -38,6 +39,8 @@ __all__ = ["RunWidget", "WidgetView"]
 _WIDGET_S = 0.1
 _VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _STATIC = files("hepscale.view") / "static"
+# IPython's functions have no types.
+_shell: Callable[[], Any] = get_ipython
 # Joined, as a widget has one text of each: none of them imports another.
 _SCRIPTS = ("scale.js", "figure.js", "board.js", "talk.js", "run.js")
 _STYLES = ("run.css", "board.css")
@@ -112,6 +115,11 @@ class WidgetView:
         Returns seconds; for tests.
     stop
         Called when somebody presses the stop button, in any thread.
+
+    Attributes
+    ----------
+    deaf
+        Whether the button can be heard by an interrupt only, as in kernels before ipykernel 7.
     """
 
     def __init__(
@@ -125,6 +133,8 @@ class WidgetView:
         self._throttle = Throttle(_WIDGET_S, clock)
         self._encode = Encoder(label=plain)
         self._failed = 0
+        kernel = getattr(_shell(), "kernel", None)
+        self.deaf = kernel is not None and not hasattr(kernel, "_supports_kernel_subshells")
         self._widget: RunWidget | None = None
         self._handle: Any = None
 

@@ -19,6 +19,7 @@ from hepscale.executor.task import (
     ChunkFailed,
     ChunkFailure,
     ChunksCounted,
+    FrameBytes,
     Notice,
     RunEnded,
     RunStarted,
@@ -283,6 +284,14 @@ def test_failures_and_notices_are_lines_and_never_markup() -> None:
     assert "and 2 more" in shown
     assert "! [red]a worker left" in shown
     assert "\x1b" not in shown
+
+
+def test_how_fast_results_come() -> None:
+    state = running()
+    assert "Results" not in dict(payload(state)["facts"])
+    apply(state, FrameBytes(TaskId("t"), b"x" * 300_000), state.started_s + 1.0)
+    advance(state, state.started_s + 2.0)
+    assert dict(payload(state)["facts"])["Results"] == "0.30 MB, 0.15 MB/s"
 
 
 def test_a_failure_unfolds_to_all_that_is_known_of_it() -> None:
