@@ -204,8 +204,8 @@ class Encoder:
         arrays: list[np.ndarray[Any, Any]] = []
         seen: list[Any] = [drawing.more]
         for plot in drawing.plots:
-            seen.append((plot.name, plot.kind, plot.x, plot.y, plot.rows, plot.summable))
-            seen.append((plot.choices, plot.chosen))
+            axes, choice = (plot.x, plot.y), (plot.choices, plot.chosen)
+            seen.append((plot.name, plot.kind, axes, plot.rows, plot.summable, choice))
             for one in plot.series:
                 arrays.append(one.values)
                 if one.variances is not None:
