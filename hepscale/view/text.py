@@ -143,11 +143,11 @@ def rate_text(state: RunState) -> str:
 
 
 def received_text(state: RunState) -> str:
-    """Return ``12 MB, 0.25 MB/s`` of results, or nothing before any has come."""
-    if not state.bytes_received or state.elapsed_s < _LEAST_ELAPSED_S:
+    """Return ``12 MB, 250 kB/s`` of results, or nothing before any has come."""
+    received = state.bytes_merged - state.bytes_resumed
+    if not received or state.elapsed_s < _LEAST_ELAPSED_S:
         return ""
-    received_mb = state.bytes_received / 1e6
-    return f"{count_text(received_mb)} MB, {count_text(received_mb / state.elapsed_s)} MB/s"
+    return f"{count_text(received)}B, {count_text(received / state.elapsed_s)}B/s"
 
 
 def workers_text(state: RunState) -> str:

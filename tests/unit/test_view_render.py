@@ -19,7 +19,6 @@ from hepscale.executor.task import (
     ChunkFailed,
     ChunkFailure,
     ChunksCounted,
-    FrameBytes,
     Notice,
     RunEnded,
     RunStarted,
@@ -287,11 +286,12 @@ def test_failures_and_notices_are_lines_and_never_markup() -> None:
 
 
 def test_how_fast_results_come() -> None:
-    state = running()
+    state = running(0)
     assert "Results" not in dict(payload(state)["facts"])
-    apply(state, FrameBytes(TaskId("t"), b"x" * 300_000), state.started_s + 1.0)
-    advance(state, state.started_s + 2.0)
-    assert dict(payload(state)["facts"])["Results"] == "0.30 MB, 0.15 MB/s"
+    apply(state, ChunksCounted(1, 50_000, 900_000, resumed=True), 1.0)
+    assert "Results" not in dict(payload(state)["facts"])
+    apply(state, ChunksCounted(1, 50_000, 300_000), 2.0)
+    assert dict(payload(state)["facts"])["Results"] == "300 kB, 150 kB/s"
 
 
 def test_a_failure_unfolds_to_all_that_is_known_of_it() -> None:
@@ -414,6 +414,7 @@ def test_the_widget_gets_a_small_dict_of_texts() -> None:
     assert [name for name, _ in sent["facts"]] == [
         "Events",
         "Rate",
+        "Results",
         "Workers",
         "Failures",
         "Elapsed",
