@@ -210,7 +210,7 @@ def _check_widgets() -> Check:
     missing = [name for name, version in versions.items() if not version]
     if missing:
         line = f"pip install {' '.join(missing)}  (or: {_CONDA} {' '.join(missing)})"
-        fact = f"{', '.join(missing)} not installed; notebooks show progress as plain text"
+        fact = f"{', '.join(missing)} not installed; notebooks show runs as HTML, without buttons"
         return Check("widgets", "warn", fact, line)
     return Check("widgets", "ok", ", ".join(f"{n} {version}" for n, version in versions.items()))
 

@@ -28,7 +28,6 @@ RUN = {
         ["Remaining", "7 s"],
         ["Each task", "used up to 612 MB, 1.0 cores"],
     ],
-    "failures": [],
     "notices": [],
 }
 # What anywidget gives `render`, as far as it is used.

@@ -67,7 +67,7 @@ def serving(folder: Path) -> Iterator[Server]:
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "IPYTHONDIR": str(folder / "ipython"),
-        "PYTHONPATH": str(_HERE),
+        "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parent)]),
     }
     command = [sys.executable, "-m", "jupyter", "server", "--ServerApp.ip=127.0.0.1"]
     options = {

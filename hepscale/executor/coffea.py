@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import coffea
-import lz4.frame
 from coffea.processor import accumulate
 from coffea.processor.executor import ExecutorBase, FileMeta
 
 from hepscale import machine
 from hepscale.config import Settings, load_settings
 from hepscale.env.api import DEFAULT_CLOSURE
-from hepscale.errors import HepScaleError, PayloadError
+from hepscale.errors import HepScaleError
 from hepscale.executor import (
     advice,
     chunking,
@@ -28,8 +27,8 @@ from hepscale.executor import (
     packing,
     payload,
     placing,
+    processors,
     session,
-    unpickle,
 )
 from hepscale.executor.code import Code, installed
 from hepscale.executor.job import Job, Outcome, StopRequest
@@ -208,7 +207,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         settings = self._settings()
         stop = StopRequest()
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{os.getpid()}-{next(_run_numbers)}"
-        watched = self._watched(items, settings.run_dir / run_id)
+        watched = self._watched(items, function, settings.run_dir / run_id)
         with (
             session.spool(settings.scratch_dir) as spool,
             session.shown(stop, status=self.status, watched=watched) as observer,
@@ -256,12 +255,19 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                 written.close()
                 journal.prune(settings.run_dir, settings.keep_runs)
 
-    def _watched(self, items: list[Any], folder: Path) -> session.Watched | None:
+    def _watched(
+        self, items: list[Any], function: Callable[..., Any], folder: Path
+    ) -> session.Watched | None:
         """Return what is done with the growing output; that of reading metadata is coffea's own."""
         if isinstance(items[0], FileMeta):
             return None
         return session.Watched(
-            chunking.content, self.watch, self.on_partial, self.interval_s, folder
+            chunking.content,
+            self.watch,
+            self.on_partial,
+            self.interval_s,
+            folder,
+            partial(processors.again, self, items, function),
         )
 
     def _settings(self) -> Settings:
@@ -296,7 +302,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
         """Write what tasks read into `spool`; return job, digest of its code, place."""
         named = chunking.named_files(self.files)
         session.write(spool / "payload", payload.dump_payload(function, accumulate))
-        printed = payload.fingerprint((_versions(), _readable(function)))
+        printed = payload.fingerprint((_versions(), processors.readable(function)))
         environment = self.environment
         if environment is None:
             environment = placing.default_environment(settings.engine)
@@ -367,26 +373,3 @@ def _versions() -> tuple[str, ...]:
     import uproot
 
     return tuple(str(one.__version__) for one in (coffea, awkward, hist, uproot))
-
-
-def _readable(function: Any) -> Any:
-    """Return `function` with the processor in place of its compressed pickle, to look into it."""
-    if not isinstance(function, partial):
-        return function
-    keywords = dict(function.keywords)
-    packed = keywords.get("processor_instance")
-    if isinstance(packed, bytes):
-        keywords["processor_instance"] = _unpacked(packed)
-    return partial(function.func, *map(_readable, function.args), **keywords)
-
-
-def _unpacked(packed: bytes) -> Any:
-    try:
-        return unpickle.loads(lz4.frame.decompress(packed))
-    except Exception as error:
-        raise PayloadError(
-            "The processor cannot be made again from its pickle.",
-            items=[f"{type(error).__name__}: {error}"],
-            cause="its __setstate__ or __reduce__, or that of something in it, raises",
-            fix='python -c "import cloudpickle; cloudpickle.loads(cloudpickle.dumps(...))"',
-        ) from error

@@ -83,6 +83,8 @@ class Watched:
         Is called with the output and the state, at most this often.
     folder
         The run's, for its summary.
+    again
+        Runs what is missing when the run has ended, and returns all of it.
     """
 
     content: Callable[[Any], Any]
@@ -90,6 +92,7 @@ class Watched:
     on_partial: Callable[[Any, RunState], object] | None
     interval_s: float
     folder: Path
+    again: Callable[[], Any] | None = None
 
 
 class _Shower:
@@ -111,7 +114,7 @@ class _Shower:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
         self._stop = stop
         self._view = make_view(status, self._gallery, self._request)
-        stop.by_interrupt = status and is_deaf()
+        stop.by_interrupt = is_deaf(self._view)
 
     def see(self, event: Event) -> None:
         now_s = time.monotonic()
@@ -146,13 +149,14 @@ class _Shower:
         finally:
             # also after Ctrl-C: other threads may wait for it
             if self._record is not None:
-                self._record.close(content, plots)
+                again = None if self._watched is None else self._watched.again
+                self._record.close(content, plots, again)
 
     def _plots(self, content: Any) -> tuple[dict[str, Any], bytes] | None:
         if self._gallery is None or content is None:
             return None
         try:
-            return encode(self._gallery.draw(content, search=True), "<f8")
+            return encode(self._gallery.last(content), "<f8")
         except Exception as error:  # noqa: BLE001
             log.warning("The histograms of the run cannot be kept: %r", error)
             return None

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from hepscale.errors import ConfigError
@@ -31,7 +32,7 @@ __all__ = [
     "place",
 ]
 
-Mode = Literal["widget", "static", "text", "lines", "off"]
+Mode = Literal["widget", "html", "static", "text", "lines", "off"]
 # Returns what the outputs that were counted add up to; None: there is nothing yet.
 Partial: TypeAlias = "Callable[[], Any]"
 
@@ -128,6 +129,7 @@ class GuardedView:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self.deaf = is_deaf(view)
         self._failed = False
         self._closed = False
 
@@ -157,7 +159,7 @@ class GuardedView:
             logger.debug("The view failed here", exc_info=error)
 
 
-def choose_mode(requested: str, *, asks: bool | None, tty: bool) -> Mode:
+def choose_mode(requested: str, *, asks: bool | None, tty: bool, widgets: bool = True) -> Mode:
     """Return which view a run gets.
 
     Parameters
@@ -169,6 +171,8 @@ def choose_mode(requested: str, *, asks: bool | None, tty: bool) -> Mode:
         nbclient, papermill and nbval; None where there is no kernel.
     tty
         Whether stderr is a terminal.
+    widgets
+        Whether anywidget is there.
 
     Raises
     ------
@@ -184,12 +188,12 @@ def choose_mode(requested: str, *, asks: bool | None, tty: bool) -> Mode:
             fix=f"unset {_VARIABLE}, or set it to one of {', '.join(modes)}",
         )
     mode: Mode | None = next((mode for mode in modes if mode == requested), None)
-    if mode == "text" or (asks is None and mode in (None, "widget")):
+    if mode == "text" or (asks is None and mode in (None, "widget", "html")):
         # A variable set for notebooks must not break scripts, nor one for terminals batch jobs.
         return "text" if written == "text" else "lines"
-    if mode is not None:
-        return mode
-    return "widget" if asks else "static"
+    if mode is None:
+        mode = "widget" if asks else "static"
+    return "html" if mode == "widget" and not widgets else mode
 
 
 def make_view(
@@ -209,10 +213,11 @@ def make_view(
     Returns
     -------
     View
-        In a notebook that somebody watches a widget; in one that is executed (nbclient, papermill,
-        nbval) a picture and a text at the end; on a terminal a bar; elsewhere lines on stderr. The
-        variable ``HEPSCALE_VIEW`` overrides: ``widget``, ``static``, ``text``, ``lines`` or
-        ``off``. No exception leaves the view: it is logged, and the run goes on unseen.
+        In a notebook that somebody watches a widget, or HTML without a button where anywidget is
+        not there; in one that is executed (nbclient, papermill, nbval) a picture and a text at the
+        end; on a terminal a bar; elsewhere lines on stderr. The variable ``HEPSCALE_VIEW``
+        overrides: ``widget``, ``html``, ``static``, ``text``, ``lines`` or ``off``. No exception
+        leaves the view: it is logged, and the run goes on unseen.
 
     Raises
     ------
@@ -241,18 +246,14 @@ def place() -> tuple[Mode, bool]:
     """
     requested = os.environ.get(_VARIABLE, "").strip().lower()
     asks = _front_end_asks()
-    return choose_mode(requested, asks=asks, tty=_is_terminal(sys.stderr)), asks is not None
+    widgets = all(map(find_spec, ("anywidget", "ipywidgets")))
+    tty = _is_terminal(sys.stderr)
+    return choose_mode(requested, asks=asks, tty=tty, widgets=widgets), asks is not None
 
 
-def is_deaf() -> bool:
-    """Whether a button can be heard by an interrupt only, as in kernels before ipykernel 7."""
-    try:
-        mode, _ = place()
-        kernel = sys.modules["IPython"].get_ipython().kernel
-    # who has no view, see `make_view`, has no button
-    except Exception:  # noqa: BLE001
-        return False
-    return mode == "widget" and not hasattr(kernel, "_supports_kernel_subshells")
+def is_deaf(view: View) -> bool:
+    """Whether a view has a button that can be heard by an interrupt only."""
+    return bool(getattr(view, "deaf", False))
 
 
 def build(
@@ -264,8 +265,12 @@ def build(
         from hepscale.view.widget import WidgetView
 
         return WidgetView(gallery, stop=stop)
+    if mode == "html":
+        from hepscale.view.html import HtmlView
+
+        return HtmlView(gallery)
     if mode == "static" and kernel:
-        from hepscale.view.widget import StaticView
+        from hepscale.view.notebook import StaticView
 
         return StaticView(gallery)
     if mode == "text":

@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hepscale.view.finding import Found, find, reach
-from hepscale.view.histograms import Axis, Layout, Plot, Series, layout, project
+from hepscale.view.histograms import Plot, Projector, Series
+from hepscale.view.layouts import Axis
 from hepscale.view.text import one_line
 
-__all__ = ["Drawing", "Gallery", "Watch", "decode", "encode"]
+__all__ = ["Drawing", "Encoder", "Gallery", "Watch", "decode", "encode"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ Watch: TypeAlias = Sequence[str] | Callable[[Any], Mapping[str, Any]]
 
 _MOST_DRAWN = 12
 _MOST_WATCHED = 48
-# Looking for histograms again may take this part of the time.
-_SEARCH_SHARE = 0.01
+# Looking for histograms again may take this part of the time, and is no part of each drawing.
+_SEARCH_SHARE, _SEARCH_S = 0.01, 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,7 @@ class Gallery:
     """Finds histograms, chooses among them and projects those that are drawn.
 
     It looks into an output only when it is asked to. Between two drawings it keeps paths, and what
-    it knows of the axes for as long as a histogram is the same object of the same shape.
+    is known of the axes.
 
     Parameters
     ----------
@@ -69,12 +70,18 @@ class Gallery:
         self._shown: tuple[Found, ...] = ()
         self._more: tuple[str, ...] = ()
         self._search_s = float("-inf")
-        self._layouts: dict[str, tuple[Any, Any, Layout]] = {}
+        self._projector = Projector()
+        self._last: tuple[Any, Drawing] | None = None
+        self._chosen_of: dict[str, str | None] = {}
 
     def pick(self, names: Sequence[str]) -> None:
         """Draw these from now on; may be called from another thread."""
         self._picked = tuple(dict.fromkeys(names))[:_MOST_WATCHED]
         self._search_s = float("-inf")
+
+    def choose(self, name: str, category: str | None) -> None:
+        """Draw one category of a map alone, or all; may be called from another thread."""
+        self._chosen_of[name] = category
 
     def draw(self, output: Any, *, search: bool = False) -> Drawing:
         """Return what is to be drawn of an output; None is one that holds nothing yet.
@@ -92,17 +99,35 @@ class Gallery:
         if search or self._clock() >= self._search_s:
             self._search(output)
         try:
-            plots = [self._plot(one, reach(output, one.path)) for one in self._shown]
+            plots = self._plots(output)
         except (LookupError, TypeError):
             # it is not what it was: another dataset, or a list that is shorter
             self._search(output)
-            plots = [self._plot(one, reach(output, one.path)) for one in self._shown]
-        return Drawing(tuple(plots), self._more)
+            plots = self._plots(output)
+        return Drawing(plots, self._more)
+
+    def _plots(self, output: Any) -> tuple[Plot, ...]:
+        project, chosen = self._projector.project, self._chosen_of.get
+        return tuple(
+            [project(one, reach(output, one.path), chosen(one.name)) for one in self._shown]
+        )
+
+    def last(self, output: Any) -> Drawing:
+        """Return what is to be drawn of an output that will not change any more."""
+        if self._last is None or self._last[0] is not output:
+            self._last = output, self.draw(output, search=True)
+        return self._last[1]
 
     def missed(self, output: Any) -> list[str]:
-        """Return a sentence for each pattern that means nothing in an output; raises nothing."""
+        """Return a sentence for each pattern that means nothing in the last output.
+
+        It raises nothing.
+        """
+        if not self._patterns:
+            return []
         try:
-            names = [name for one in find(output) for name in one.names] if self._patterns else []
+            self.last(output)
+            names = [name for one in self._found for name in one.names]
         except Exception as error:  # noqa: BLE001
             logger.warning("The output cannot be looked into: %r", error)
             return []
@@ -137,10 +162,11 @@ class Gallery:
         self._shown = tuple(self._choice())
         shown = {one.name for one in self._shown}
         self._more = tuple(one.name for one in self._found if one.name not in shown)
-        self._layouts = {name: one for name, one in self._layouts.items() if name in shown}
+        self._projector.forget(shown)
         now_s = self._clock()
         if self._search_s == float("inf"):
-            self._search_s = now_s + (now_s - begun_s) / _SEARCH_SHARE
+            pause_s = max(_SEARCH_S, (now_s - begun_s) / _SEARCH_SHARE)
+            self._search_s = now_s + (pause_s if self._found else 0.0)
 
     def _choice(self) -> Sequence[Found]:
         if self._picked is not None:
@@ -156,19 +182,42 @@ class Gallery:
             return list(dict.fromkeys(matching))[:_MOST_WATCHED]
         return self._found[: _MOST_WATCHED if self._callable else _MOST_DRAWN]
 
-    def _plot(self, found: Found, source: Any) -> Plot:
-        if found.table:
-            return project(found, source)
-        shape = getattr(source, "shape", None)
-        kept = self._layouts.get(found.name)
-        if kept is None or shape is None or kept[0] is not source or kept[1] != shape:
-            try:
-                kept = source, shape, layout(source)
-            except Exception:  # noqa: BLE001
-                # project() says why
-                return project(found, source)
-            self._layouts[found.name] = kept
-        return project(found, source, kept[2])
+
+class Encoder:
+    """Encodes drawings, see :func:`encode`; as long as a spec is the same it is the same object.
+
+    Parameters
+    ----------
+    number
+        What numbers are written as.
+    label
+        What labels of axes and names of series are written as.
+    """
+
+    def __init__(self, number: str = "<f4", label: Callable[[str], str] = str) -> None:
+        self._number, self._label = number, label
+        self._seen: Any = None
+        self._spec: dict[str, Any] = {}
+
+    def __call__(self, drawing: Drawing) -> tuple[dict[str, Any], bytes]:
+        """Return the spec, and the numbers that it refers to."""
+        arrays: list[np.ndarray[Any, Any]] = []
+        seen: list[Any] = [drawing.more]
+        for plot in drawing.plots:
+            axes, choice = (plot.x, plot.y), (plot.choices, plot.chosen)
+            seen.append((plot.name, plot.kind, axes, plot.rows, plot.summable, choice))
+            for one in plot.series:
+                arrays.append(one.values)
+                if one.variances is not None:
+                    arrays.append(one.variances)
+                seen.append((one.name, one.values.size, one.variances is None))
+        # making the spec anew takes longer than the numbers do, and a widget compares it
+        if seen != self._seen:
+            self._seen, self._spec = seen, _spec(drawing, self._label)
+        with np.errstate(over="ignore", invalid="ignore"):
+            flat = [array if array.ndim == 1 else array.reshape(-1) for array in arrays]
+            numbers = np.concatenate(flat).astype(self._number).tobytes() if flat else b""
+        return self._spec, numbers
 
 
 def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes]:
@@ -177,14 +226,16 @@ def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes
     Numbers are little-endian float32, one array after the other; ``[offset, n]`` counts floats. A
     map is row-major, x first. `number` is another type for them.
     """
-    arrays: list[np.ndarray[Any, Any]] = []
+    return Encoder(number)(drawing)
+
+
+def _spec(drawing: Drawing, label: Callable[[str], str]) -> dict[str, Any]:
     end = 0
 
     def place(array: np.ndarray[Any, Any] | None) -> list[int] | None:
         nonlocal end
         if array is None:
             return None
-        arrays.append(array.reshape(-1))
         end += array.size
         return [end - array.size, array.size]
 
@@ -192,11 +243,11 @@ def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes
         {
             "name": plot.name,
             "kind": plot.kind,
-            "x": _axis(plot.x),
-            "y": _axis(plot.y),
+            "x": _axis(plot.x, label),
+            "y": _axis(plot.y, label),
             "series": [
                 {
-                    "name": one.name,
+                    "name": label(one.name),
                     "values": place(one.values),
                     "variances": place(one.variances),
                 }
@@ -204,21 +255,21 @@ def encode(drawing: Drawing, number: str = "<f4") -> tuple[dict[str, Any], bytes
             ],
             "rows": list(plot.rows),
             "summable": plot.summable,
+            "choices": list(plot.choices),
+            "chosen": plot.chosen,
         }
         for plot in drawing.plots
     ]
-    with np.errstate(over="ignore", invalid="ignore"):
-        numbers = np.concatenate(arrays).astype(number).tobytes() if arrays else b""
-    return {"plots": plots, "more": list(drawing.more)}, numbers
+    return {"plots": plots, "more": list(drawing.more)}
 
 
-def _axis(axis: Axis | None) -> dict[str, Any] | None:
+def _axis(axis: Axis | None, label: Callable[[str], str]) -> dict[str, Any] | None:
     if axis is None:
         return None
     return {
-        "label": axis.label,
+        "label": label(axis.label),
         "edges": None if axis.edges is None else list(axis.edges),
-        "labels": None if axis.labels is None else list(axis.labels),
+        "labels": None if axis.labels is None else [*map(label, axis.labels)],
     }
 
 
@@ -245,7 +296,8 @@ def _plot_of(one: Mapping[str, Any], numbers: np.ndarray[Any, Any]) -> Plot:
         return flat if x is None or y is None else flat.reshape(_bins(x), _bins(y))
 
     series = [Series(s["name"], take(s["values"]), take(s["variances"])) for s in one["series"]]
-    return Plot(one["name"], one["kind"], x, y, tuple(series), tuple(one["rows"]), one["summable"])
+    rest = (tuple(one["rows"]), one["summable"], tuple(one.get("choices", ())), one.get("chosen"))
+    return Plot(one["name"], one["kind"], x, y, tuple(series), *rest)
 
 
 def _bins(axis: Axis) -> int:

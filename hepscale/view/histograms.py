@@ -6,43 +6,30 @@ changes one.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from hepscale.view.finding import key_order, key_text, number
+from hepscale.view.finding import key_text, number
+from hepscale.view.layouts import MOST_BINS, MOST_SERIES, Axis, layout
 from hepscale.view.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from hepscale.view.finding import Found
+    from hepscale.view.layouts import Dimension, Layout
 
-__all__ = ["Axis", "Layout", "Plot", "Series", "layout", "project"]
+__all__ = ["Axis", "Plot", "Projector", "Series"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-# What is drawn of one histogram: more could not be seen, and would be sent many times a second.
-_MOST_SERIES = 20
-_MOST_BINS = 1_000
 _MOST_BINS_OF_MAP = 160
 _MOST_LABELS = 100
 _MOST_ROWS = 200
-_MOST_GROUPS = 5_000
-_MOST_CELLS = 20_000_000
 _OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """An axis of a plot: n + 1 `edges`, finite and increasing, or the `labels` of n bins."""
-
-    label: str
-    edges: tuple[float, ...] | None
-    labels: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +57,8 @@ class Plot:
         for each series.
     summable
         Whether series may be added up and compared by their sums; means may not.
+    choices, chosen
+        The categories of a map, and the one that is drawn; None: all.
     """
 
     name: str
@@ -79,74 +68,66 @@ class Plot:
     series: tuple[Series, ...]
     rows: tuple[str, ...] = ()
     summable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Dimension:
-    """An axis of a histogram; `below` and `above` are its bins for what lies outside."""
-
-    axis: Axis
-    n: int
-    below: int
-    above: int
-    categorical: bool
-    # of the bins, where labels are sorted
-    order: tuple[int, ...]
+    choices: tuple[str, ...] = ()
+    chosen: str | None = None
 
     @property
-    def size(self) -> int:
-        return self.below + self.n + self.above
+    def title(self) -> str:
+        """What is written above a picture of it, on one line."""
+        return one_line(self.name if self.chosen is None else f"{self.name}: {self.chosen}", 60)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What becomes of the axes of a histogram; holds as long as its shape does.
+class Projector:
+    """Makes plots of histograms and tables.
 
-    Attributes
-    ----------
-    shape
-        Of the values with what lies outside of the bins.
-    drawn, summed
-        The axes that are drawn, one or two, and those that are summed over.
-    position
-        Of the first drawn axis among those that are not summed over.
-    kept, names, rest
-        With the other axes flattened: the rows that are series of their own, what these are
-        called, and the rows that are one series together. Empty where there are no others.
+    It keeps what it knows of the axes for as long as a histogram is the same object of the same
+    shape.
     """
 
-    shape: tuple[int, ...]
-    drawn: tuple[_Dimension, ...]
-    summed: tuple[int, ...]
-    position: int
-    kept: tuple[int, ...]
-    names: tuple[str, ...]
-    rest: tuple[int, ...]
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, Layout]] = {}
 
+    def forget(self, names: Collection[str]) -> None:
+        """Keep nothing but what is known of these."""
+        self._known = {name: one for name, one in self._known.items() if name in names}
 
-def project(found: Found, source: Any, known: Layout | None = None) -> Plot:
-    """Return the plot of a histogram or a table; of what cannot be drawn a table that says so.
+    def project(self, found: Found, source: Any, chosen: str | None = None) -> Plot:
+        """Return the plot of a histogram or a table; of what cannot be drawn a table that says so.
 
-    The bins of one axis are drawn, with a series for each category, or a map of the first two.
-    All other axes are summed over, with what lies outside of their bins, as ``Hist.project`` does.
-    It raises nothing.
+        The bins of one axis are drawn, with a series for each category, or a map of the first two.
+        All other axes are summed over, with what lies outside of their bins, as ``Hist.project``
+        does. It raises nothing.
 
-    Parameters
-    ----------
-    found
-        What it is called, and whether it is a table.
-    source
-        What is there.
-    known
-        What :func:`layout` has returned, if it still holds.
-    """
-    try:
-        if found.table:
-            return _table(found, source)
-        return _histogram(found.name, source, known or layout(source))
-    except Exception as error:  # noqa: BLE001
-        row = f"cannot be drawn: {one_line(f'{type(error).__name__}: {error}', 100)}"
-        return _numbers(found.name, {row: math.nan})
+        Parameters
+        ----------
+        found
+            What it is called, and whether it is a table.
+        source
+            What is there.
+        chosen
+            The category of a map that is drawn alone, if there is one of this name.
+        """
+        try:
+            if found.table:
+                return _table(found, source)
+            return _drawn(found.name, *self._parts(found.name, source), chosen)
+        except Exception as error:  # noqa: BLE001
+            row = f"cannot be drawn: {one_line(f'{type(error).__name__}: {error}', 100)}"
+            return _numbers(found.name, {row: math.nan})
+
+    def _parts(self, name: str, source: Any) -> tuple[Layout, list[Array]]:
+        kept, known = self._known.get(name, (None, None))
+        if kept is source and known is not None:
+            parts = _parts(source, known.means)
+            if parts[0].shape == known.shape:
+                return known, parts
+        known = layout(source)
+        self._known[name] = source, known
+        parts = _parts(source, known.means)
+        if parts[0].shape != known.shape:
+            shape = parts[0].shape
+            raise ValueError(f"its values have the shape {shape}, its axes {known.shape}")
+        return known, parts
 
 
 def _numbers(name: str, rows: Mapping[str, float]) -> Plot:
@@ -155,7 +136,7 @@ def _numbers(name: str, rows: Mapping[str, float]) -> Plot:
 
 
 def _table(found: Found, source: Mapping[Any, Any]) -> Plot:
-    tables = {key_text(key): source[key] for key in found.columns[:_MOST_SERIES]} or {"": source}
+    tables = {key_text(key): source[key] for key in found.columns[:MOST_SERIES]} or {"": source}
     keys = list(dict.fromkeys(key for table in tables.values() for key in table))[:_MOST_ROWS]
     series = []
     for name, table in tables.items():
@@ -166,108 +147,36 @@ def _table(found: Found, source: Mapping[Any, Any]) -> Plot:
     return Plot(found.name, "table", None, None, tuple(series), rows)
 
 
-# -- axes ------------------------------------------------------------------------------------------
-
-
-def layout(histogram: Any) -> Layout:
-    """Return what becomes of the axes of a histogram."""
-    axes = [_dimension(axis) for axis in histogram.axes]
-    drawn = [i for i, one in enumerate(axes) if not one.categorical][:2]
-    if not drawn and axes:
-        drawn = [len(axes) - 1]
-    groups = [i for i, one in enumerate(axes) if one.categorical and i not in drawn]
-    if len(drawn) == 2 or math.prod(axes[i].size for i in groups) > _MOST_GROUPS:
-        groups = []
-    kept, names, rest = _flattened([axes[i] for i in groups]) if groups else ((), (), ())
-    summed = tuple(i for i in range(len(axes)) if i not in drawn and i not in groups)
-    left = [i for i in range(len(axes)) if i not in summed]
-    return Layout(
-        tuple(one.size for one in axes),
-        tuple(axes[i] for i in drawn),
-        summed,
-        left.index(drawn[0]) if drawn else 0,
-        kept,
-        names,
-        rest,
-    )
-
-
-def _dimension(axis: Any) -> _Dimension:
-    n = len(axis)
-    traits = getattr(axis, "traits", None)
-    below = int(getattr(traits, "underflow", False))
-    above = int(getattr(traits, "overflow", False))
-    label = one_line(str(getattr(axis, "label", "") or getattr(axis, "name", "") or ""), 80)
-    order = tuple(range(n))
-    boolean = type(axis).__name__ == "Boolean"
-    if not boolean and getattr(traits, "ordered", not getattr(traits, "discrete", False)):
-        shown = Axis(label, _finite(axis.edges), None)
-        return _Dimension(shown, n, below, above, categorical=False, order=order)
-    bins = [bool(one) for one in axis] if boolean else list(axis)
-    if getattr(traits, "growth", False):
-        # they are in the order in which they came, which differs from run to run
-        order = tuple(sorted(order, key=lambda i: key_order(bins[i])))
-    shown = Axis(label, None, tuple(key_text(bins[i]) for i in order))
-    return _Dimension(shown, n, below, above, categorical=True, order=order)
-
-
-def _finite(edges: Any) -> tuple[float, ...]:
-    """Return edges that can be drawn: one at infinity is put a bin's width beside its neighbour."""
-    array = np.array(edges, dtype=float)
-    inner = array[np.isfinite(array)]
-    if not len(inner):
-        return tuple(map(float, range(len(array))))
-    width = float(inner[-1] - inner[0]) / max(len(inner) - 1, 1) or 1.0
-    array[array == -np.inf] = inner[0] - width
-    array[array == np.inf] = inner[-1] + width
-    return tuple(array.tolist())
-
-
-def _flattened(
-    groups: Sequence[_Dimension],
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
-    """Return which rows are series, their names, and which are "other", see :class:`Layout`."""
-    sizes = [one.size for one in groups]
-    labels = [dict(zip(one.order, one.axis.labels or (), strict=True)) for one in groups]
-    kept, names = [], []
-    for where in itertools.product(*(one.order for one in groups)):
-        kept.append(int(np.ravel_multi_index(where, sizes)))
-        names.append(" / ".join(text[i] for text, i in zip(labels, where, strict=True)))
-    if len(kept) > _MOST_SERIES:
-        kept, names = kept[: _MOST_SERIES - 1], names[: _MOST_SERIES - 1]
-    rest = set(range(math.prod(sizes))) - set(kept)
-    return tuple(kept), tuple(names), tuple(sorted(rest))
-
-
 # -- values ----------------------------------------------------------------------------------------
 
 
-def _histogram(name: str, source: Any, known: Layout) -> Plot:
-    parts, means = _parts(source, known.shape)
+def _drawn(name: str, known: Layout, parts: list[Array], chosen: str | None) -> Plot:
+    if known.inner is not None:
+        # what most histograms are, twenty of them ten times a second
+        variances = parts[1][known.inner] if len(parts) > 1 else None
+        single = Series("", parts[0][known.inner], variances)
+        return Plot(name, "steps", known.drawn[0].axis, None, (single,))
     if not known.drawn:
         return _numbers(name, {"sum": float(parts[0])})
     if known.summed:
         parts = [part.sum(axis=known.summed) for part in parts]
     if len(known.drawn) == 2:
-        return _map(name, known, parts, means)
-    return _steps(name, known, parts, means)
+        return _map(name, known, parts, chosen if chosen in known.names else None)
+    return _steps(name, known, parts)
 
 
-def _parts(source: Any, shape: tuple[int, ...]) -> tuple[list[Array], bool]:
-    """Return arrays that may be added up over bins, and whether they describe means.
+def _parts(source: Any, means: bool) -> list[Array]:
+    """Return arrays that may be added up over bins.
 
     Of a histogram of counts: its values, and its variances if they are not the values. Of one of
     means: the number of entries, the sum, and the variance of the sum.
     """
-    cells = math.prod(shape)
-    if cells > _MOST_CELLS:
-        raise ValueError(f"it has {cells:,} bins")
-    means = str(getattr(source.kind, "value", source.kind)) == "MEAN"
     view: Any = source.view(flow=True) if hasattr(source, "view") else None
     dtype = getattr(view, "dtype", None)
     if getattr(dtype, "names", None) == ("value", "variance"):
         # half the time of asking for them one after the other
-        parts = [np.asarray(view["value"]), np.asarray(view["variance"])]
+        plain = np.asarray(view)
+        parts = [plain["value"], plain["variance"]]
     elif dtype is not None and dtype.names is None and not means:
         # counts: they are their own variances, which need not be sent
         parts = [np.asarray(view, dtype=float)]
@@ -281,9 +190,7 @@ def _parts(source: Any, shape: tuple[int, ...]) -> tuple[list[Array], bool]:
         spread = parts[1] if len(parts) > 1 else np.full_like(counts, np.nan)
         sums = np.where(filled, counts * parts[0], 0.0)
         parts = [counts, sums, np.where(filled, counts**2 * spread, 0.0)]
-    if parts[0].shape != shape:
-        raise ValueError(f"its values have the shape {parts[0].shape}, its axes {shape}")
-    return parts, means
+    return parts
 
 
 def _finished(parts: Sequence[Array], means: bool) -> tuple[Array, Array | None]:
@@ -294,39 +201,49 @@ def _finished(parts: Sequence[Array], means: bool) -> tuple[Array, Array | None]
     return sums / counts, spread / counts**2
 
 
-def _map(name: str, known: Layout, parts: Sequence[Array], means: bool) -> Plot:
+def _map(name: str, known: Layout, parts: Sequence[Array], chosen: str | None) -> Plot:
     x, y = known.drawn
     found = []
-    for part in parts if means else parts[:1]:
-        array, x_axis = _bins(part, x, 0, _MOST_BINS_OF_MAP)
+    for part in parts if known.means else parts[:1]:
+        rows = np.moveaxis(part, known.groups, range(len(known.groups))).reshape(-1, x.size, y.size)
+        plane = rows.sum(axis=0) if chosen is None else rows[known.kept[known.names.index(chosen)]]
+        array, x_axis = _bins(plane, x, 0, _MOST_BINS_OF_MAP)
         array, y_axis = _bins(array, y, 1, _MOST_BINS_OF_MAP)
         found.append(array)
-    values, _ = _finished(found, means)
-    return Plot(name, "map", x_axis, y_axis, (Series("", values, None),), summable=not means)
+    values, _ = _finished(found, known.means)
+    return Plot(
+        name,
+        "map",
+        x_axis,
+        y_axis,
+        (Series("", values, None),),
+        summable=not known.means,
+        choices=known.names,
+        chosen=chosen,
+    )
 
 
-def _steps(name: str, known: Layout, parts: Sequence[Array], means: bool) -> Plot:
+def _steps(name: str, known: Layout, parts: Sequence[Array]) -> Plot:
     (x,) = known.drawn
     found = []
     for part in parts:
-        single = part.ndim == 1
-        rows = part[None] if single else np.moveaxis(part, known.position, -1).reshape(-1, x.size)
-        array, axis = _bins(rows, x, 1, _MOST_BINS)
+        rows = np.moveaxis(part, known.groups, range(len(known.groups))).reshape(-1, x.size)
+        array, axis = _bins(rows, x, 1, MOST_BINS)
         found.append(array)
     names, kept = known.names, known.kept
     if not known.names and not known.rest:
         names, kept = ("",), (0,)
     series = [
-        Series(one, *_finished([part[row] for part in found], means))
+        Series(one, *_finished([part[row] for part in found], known.means))
         for one, row in zip(names, kept, strict=True)
     ]
     rest = [part[list(known.rest)].sum(axis=0) for part in found] if known.rest else []
     if rest and rest[0].any():
-        series.append(Series(_OTHER, *_finished(rest, means)))
-    return Plot(name, "steps", axis, None, tuple(series), summable=not means)
+        series.append(Series(_OTHER, *_finished(rest, known.means)))
+    return Plot(name, "steps", axis, None, tuple(series), summable=not known.means)
 
 
-def _bins(array: Array, along: _Dimension, dim: int, most: int) -> tuple[Array, Axis]:
+def _bins(array: Array, along: Dimension, dim: int, most: int) -> tuple[Array, Axis]:
     """Return what lies within the bins of an axis, neighbours added up where there are many."""
     inner: list[Any] = [slice(None)] * array.ndim
     inner[dim] = slice(along.below, along.below + along.n)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 
-from hepscale.view.text import count_text, one_line
+from hepscale.view.text import COLOURS, count_text, one_line
 
 if TYPE_CHECKING:
     from hepscale.view.gallery import Drawing
@@ -32,11 +32,6 @@ _MOST_ROWS = 9
 _MOST_COLUMNS = 3
 _MOST_TICKS = 12
 _LEGEND = 6
-# Petroff's ten, which those who see colours differently tell apart, too.
-_COLOURS = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "font.family": "DejaVu Sans",
@@ -108,7 +103,7 @@ def png(drawing: Drawing, text: str) -> bytes:
 
 
 def _draw(axes: Any, plot: Plot) -> None:
-    axes.set_title(one_line(plot.name, 48), loc="left", parse_math=False)
+    axes.set_title(one_line(plot.title, 48), loc="left", parse_math=False)
     if plot.kind == "table":
         _table(axes, plot)
         return
@@ -130,8 +125,8 @@ def _steps(axes: Any, plot: Plot, x: Axis) -> None:
         # categories, of which none has come in
         return
     for i, one in enumerate(plot.series):
-        colour = _COLOURS[i % len(_COLOURS)]
-        style = ("-", "--", ":")[i // len(_COLOURS) % 3]
+        colour = COLOURS[i % len(COLOURS)]
+        style = ("-", "--", ":")[i // len(COLOURS) % 3]
         values = np.where(np.isfinite(one.values), one.values, np.nan)
         axes.stairs(values, edges, color=colour, linestyle=style, baseline=None, linewidth=1.1)
         _band(axes, one, edges, colour)

@@ -51,6 +51,7 @@ class RunRecord:
         # let go of when the run is over: they hold what the run held
         self._live: tuple[Gallery, Partial, Callable[[], None]] | None = (gallery, content, stop)
         self._output: Any = None
+        self._again: Callable[[], Any] | None = None
         self._plots: tuple[dict[str, Any], bytes] | None = None
         self._views: list[View] = []
         self._asked: list[Future[Any]] = []
@@ -80,6 +81,37 @@ class RunRecord:
                 return copy.deepcopy(self._live[1]())
         return asked.result()
 
+    def resume(self) -> Any:
+        """Go on with a run that has ended early, in a run of its own, and return all of it.
+
+        It runs the same chunks with the same executor and the processor as it was when the run
+        began. What is in the run's journal is counted, unless local modules that the processor
+        uses, or installed packages, were changed since; a notice says so. Options of coffea's
+        ``Runner`` for failures (``skipbadfiles``, ``savemetrics``) have no effect here.
+
+        Returns
+        -------
+        object
+            The merged output, after the processor's ``postprocess``.
+
+        Raises
+        ------
+        InputError
+            If the run goes on, or nothing is missing.
+        RunError
+            If this one ends early too; ``partial_output`` has what was counted.
+        """
+        if self.state.status is None:
+            raise InputError(
+                f"The run {self.state.run_id} has not ended.", fix="hepscale.last_run().show()"
+            )
+        if self._again is None:
+            raise InputError(
+                f"Nothing is missing of the run {self.state.run_id}.",
+                fix="hepscale.last_run().output",
+            )
+        return self._again()
+
     def show(self) -> None:
         """Show how the run went; while it goes on, where it stands.
 
@@ -89,7 +121,7 @@ class RunRecord:
         mode, kernel = place()
         with self._lock:
             live = self._live
-        if live is not None and mode == "widget":
+        if live is not None and mode in ("widget", "html"):
             gallery, _, stop = live
             view = GuardedView(build(mode, gallery, stop, kernel=kernel))
             # shown by the cell that asks, and from then on drawn by the run's thread
@@ -123,7 +155,12 @@ class RunRecord:
         for one in asked:
             _answer(one, content)
 
-    def close(self, output: Any, plots: tuple[dict[str, Any], bytes] | None) -> None:
+    def close(
+        self,
+        output: Any,
+        plots: tuple[dict[str, Any], bytes] | None,
+        again: Callable[[], Any] | None = None,
+    ) -> None:
         """Keep how the run has ended, and nothing else of it; called by the run's thread.
 
         Parameters
@@ -132,7 +169,11 @@ class RunRecord:
             What was merged.
         plots
             What is drawn of it, see :func:`hepscale.view.gallery.encode`.
+        again
+            Runs what is missing; it is kept only where something is.
         """
+        if self.state.status != "done":
+            self._again = again
         with self._lock:
             self._live, self._output, self._plots = None, output, plots
             views, asked = self._views, self._asked
@@ -151,13 +192,13 @@ class RunRecord:
         if state.status is None:
             return f"<run {state.run_id}: {progress_text(state)}>"
         done = state.status == "done"
-        rest = "" if done else "; HepScaleExecutor(resume=True) runs what is missing"
+        rest = "" if done else "; resume() runs what is missing"
         return f"<run {state.run_id}: {final_text(state)}{rest}>"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if self.state.status is None:
             return {"text/plain": repr(self)}
-        from hepscale.view.widget import final_bundle
+        from hepscale.view.notebook import final_bundle
 
         drawing = None if self._plots is None else decode(*self._plots)
         return final_bundle(self.state, drawing)
@@ -169,8 +210,9 @@ def last_run() -> RunRecord:
     Returns
     -------
     RunRecord
-        With ``show()``, ``output``, ``failed``, ``state`` and ``timeline``. It keeps the run's
-        output in memory until the next run begins.
+        With ``show()``, ``resume()``, ``output``, ``failed``, ``state`` and ``timeline``. It keeps
+        the run's output in memory until the next run begins, and of a run that has ended early
+        also what it was called with.
 
     Raises
     ------

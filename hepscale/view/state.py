@@ -55,8 +55,9 @@ class RunState:
         Chunks; those from a journal are in `chunks_done` too. A split adds one to the total.
     entries_total, entries_done, entries_failed, entries_resumed
         Events; `entries_total` is 0 where it is not known.
-    bytes_received, bytes_merged
-        Bytes of frames as they arrive, and of the outputs that were accepted.
+    bytes_received, bytes_merged, bytes_resumed
+        Bytes of frames as they arrive, of the outputs that were accepted, and of those from a
+        journal.
     workers
         The slots of each worker that is there, by its id.
     workers_joined, workers_lost
@@ -100,6 +101,7 @@ class RunState:
     entries_resumed: int = 0
     bytes_received: int = 0
     bytes_merged: int = 0
+    bytes_resumed: int = 0
     workers: dict[str, int] = field(default_factory=dict)
     workers_joined: int = 0
     workers_lost: int = 0
@@ -288,6 +290,7 @@ def _chunks_counted(state: RunState, event: ChunksCounted) -> None:
     state.bytes_merged += event.nbytes
     if event.resumed:
         state.chunks_resumed += event.chunks
+        state.bytes_resumed += event.nbytes
         state.entries_resumed += event.entries
     else:
         _sample(state)

@@ -7,26 +7,36 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hepscale.executor.task import ChunkFailure
     from hepscale.view.state import RunState
 
 __all__ = [
+    "COLOURS",
     "chunks_text",
     "count_text",
     "duration_text",
     "events_text",
     "failed_text",
+    "failure_details",
     "failure_lines",
     "final_text",
     "one_line",
     "progress_text",
     "rate_text",
+    "received_text",
     "remaining_text",
     "summary_text",
     "usage_text",
     "workers_text",
 ]
 
-_MOST_FAILURES = 5
+# Petroff's ten, which those who see colours differently tell apart, too.
+COLOURS = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+_MOST_FAILURES, _MOST_DETAILS, _MOST_TEXT = 5, 20, 3_000
+_LEAST_ELAPSED_S = 0.5
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 # A task reads relative files in a folder of its own, which nobody knows or finds again.
@@ -132,6 +142,14 @@ def rate_text(state: RunState) -> str:
     return f"{count_text(rate if rate < 10 else round(rate))} events/s"
 
 
+def received_text(state: RunState) -> str:
+    """Return ``12 MB, 250 kB/s`` of results, or nothing before any has come."""
+    received = state.bytes_merged - state.bytes_resumed
+    if not received or state.elapsed_s < _LEAST_ELAPSED_S:
+        return ""
+    return f"{count_text(received)}B, {count_text(received / state.elapsed_s)}B/s"
+
+
 def workers_text(state: RunState) -> str:
     """Return ``37 of 40 slots busy on 5 workers, 1 lost``."""
     lost = f", {state.workers_lost:,} lost" if state.workers_lost else ""
@@ -179,6 +197,29 @@ def failure_lines(state: RunState, most: int = _MOST_FAILURES) -> list[str]:
         lines.append(one_line(f"{where}: {reason}" if where else reason))
     more = len(state.failures) - len(lines)
     return [*lines, f"and {more:,} more"] if more else lines
+
+
+def failure_details(state: RunState) -> list[tuple[str, str]]:
+    """Return the line and all that is known of each of the first failures, and how many more.
+
+    The lines are those of :func:`failure_lines`; what is known has several lines, or none.
+    """
+    lines = failure_lines(state, _MOST_DETAILS)
+    known = [_detail(failure) for failure in state.failures[:_MOST_DETAILS]]
+    rest = [""] * (len(lines) - len(known))
+    return list(zip(lines, known + rest, strict=True))
+
+
+def _detail(failure: ChunkFailure) -> str:
+    tried = f"tried {failure.attempts:,} times" if failure.attempts > 1 else ""
+    where = _where(failure.dataset, failure.file, failure.start, failure.stop)
+    printed = f"It printed last:\n{failure.output_tail}" if failure.output_tail else ""
+    # the reason, if nothing ends with it: else it would be there twice
+    reason = "" if failure.reason in failure.traceback else failure.reason
+    parts = (where, tried, failure.where, failure.traceback, reason, printed)
+    text = "\n".join(part.strip("\n") for part in parts if part)
+    clean = "".join(char for char in text if char.isprintable() or char == "\n")
+    return clean if len(clean) <= _MOST_TEXT else f"...{clean[-_MOST_TEXT:]}"
 
 
 def progress_text(state: RunState) -> str:

@@ -1,10 +1,12 @@
 """A run in a notebook: one widget while it goes on, a picture and a text when it has ended.
 
-The widget has three traits: ``run``, a small dict with texts that are ready to be shown; ``spec``,
-what the histograms look like; and ``bins``, the numbers in them (``view/gallery.py``). What has
-changed of them is sent as one message at most ten times a second from the thread that runs the
-cell. There is no thread of ours. The page says ``{"type": "watch", "names": [...]}`` to have other
-histograms, ``{"type": "stop"}`` to end the run and keep what it has.
+The widget has four traits: ``run``, a small dict with texts that are ready to be shown;
+``failures``, a line and more for each; ``spec``, what the histograms look like; and ``bins``, the
+numbers in them (``view/gallery.py``). What has changed of them is sent as one message at most ten
+times a second from the thread that runs the cell. There is no thread of ours. The page says
+``{"type": "watch", "names": [...]}`` to have other histograms, ``{"type": "choose", "name": ...,
+"category": ...}`` to have one category of a map, ``{"type": "stop"}`` to end the run and keep what
+it has.
 
 A widget does not survive saving a notebook, so the end replaces it by what does: a bundle without
 times, rates and ids, which is the same when the notebook is executed again.
@@ -12,8 +14,6 @@ times, rates and ids, which is the same when the notebook is executed again.
 
 from __future__ import annotations
 
-import base64
-import logging
 import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -21,93 +21,29 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import comm
 import traitlets
-from IPython.display import display
+from IPython.core.getipython import get_ipython
 
 from hepscale.view.base import Partial, Throttle, nothing
-from hepscale.view.gallery import Drawing, Gallery, encode
-from hepscale.view.text import (
-    chunks_text,
-    count_text,
-    duration_text,
-    failed_text,
-    failure_lines,
-    one_line,
-    rate_text,
-    remaining_text,
-    summary_text,
-    usage_text,
-    workers_text,
-)
+from hepscale.view.gallery import Drawing, Encoder, Gallery
+from hepscale.view.notebook import finish, payload, show
+from hepscale.view.tex import plain
+from hepscale.view.text import failure_details, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hepscale.view.state import RunState
 
-__all__ = ["RunWidget", "StaticView", "WidgetView", "final_bundle", "payload"]
+__all__ = ["RunWidget", "WidgetView"]
 
 _WIDGET_S = 0.1
-_MOST_NOTICES = 5
-# In place of nothing, so that the others stay where they are when it becomes known.
-_UNKNOWN = "-"
 _VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
 _STATIC = files("hepscale.view") / "static"
+# IPython's functions have no types.
+_shell: Callable[[], Any] = get_ipython
 # Joined, as a widget has one text of each: none of them imports another.
 _SCRIPTS = ("scale.js", "figure.js", "board.js", "talk.js", "run.js")
 _STYLES = ("run.css", "board.css")
-# IPython's display functions have no types.
-_display: Callable[..., Any] = display
-
-logger = logging.getLogger(__name__)
-
-
-def payload(state: RunState) -> dict[str, Any]:
-    """Return what the widget shows: short texts, and the progress in per cent (0 to 100)."""
-    total = f" of {count_text(state.entries_total)}" if state.counts_entries else ""
-    events = count_text(state.entries_done) + total
-    begun = state.started_s is not None
-    facts = [
-        ("Events", events if state.counts_entries or state.entries_done else ""),
-        ("Rate", rate_text(state) or _UNKNOWN),
-        ("Workers", workers_text(state)),
-        ("Failures", failed_text(state)),
-        ("Elapsed", duration_text(state.elapsed_s)),
-        ("Remaining", remaining_text(state).removesuffix(" left") or _UNKNOWN),
-        ("Each task", usage_text(state).removeprefix("a task used ")),
-    ]
-    return {
-        "desc": one_line(state.desc, 60) or "Run",
-        "percent": round(100 * state.fraction, 1),
-        "chunks": chunks_text(state),
-        "facts": [[name, value] for name, value in facts if value and begun],
-        "failures": failure_lines(state),
-        "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
-    }
-
-
-def final_bundle(state: RunState, drawing: Drawing | None = None) -> dict[str, Any]:
-    """Return what stays in the notebook, by media type; empty where there is nothing to say.
-
-    Preprocessing (chunks that are files) is worth a line only if it went wrong. There is a picture
-    if there are histograms, and matplotlib to draw them.
-    """
-    went_well = not state.chunks_failed and state.status == "done"
-    if state.unit == "file" and went_well:
-        return {}
-    text = summary_text(state)
-    if drawing is None or not drawing.plots:
-        return {"text/plain": text}
-    n, total = len(drawing.plots), len(drawing.plots) + len(drawing.more)
-    plots = "1 plot" if total == 1 else f"{total:,} plots"
-    bundle = {"text/plain": f"{text}\n  {plots}" + (f", {n} drawn" if n < total else "")}
-    try:
-        # seconds, if it is the first time, which only a run with something to draw is to cost
-        from hepscale.view.picture import png
-
-        bundle["image/png"] = base64.b64encode(png(drawing, text)).decode("ascii")
-    except Exception as error:  # noqa: BLE001
-        logger.warning("The picture of the run cannot be drawn: %r", error)
-    return bundle
 
 
 def _joined(names: tuple[str, ...]) -> str:
@@ -120,7 +56,9 @@ class RunWidget(anywidget.AnyWidget):
     Attributes
     ----------
     run
-        What :func:`payload` returns.
+        What :func:`hepscale.view.notebook.payload` returns.
+    failures
+        What :func:`hepscale.view.text.failure_details` returns.
     spec, bins
         What :func:`hepscale.view.gallery.encode` returns.
     channel
@@ -130,6 +68,7 @@ class RunWidget(anywidget.AnyWidget):
     _esm = _joined(_SCRIPTS)
     _css = _joined(_STYLES)
     run = traitlets.Dict().tag(sync=True)
+    failures: Any = traitlets.List().tag(sync=True)
     spec = traitlets.Dict().tag(sync=True)
     bins = traitlets.Bytes().tag(sync=True)
     channel = traitlets.Unicode().tag(sync=True)
@@ -176,6 +115,11 @@ class WidgetView:
         Returns seconds; for tests.
     stop
         Called when somebody presses the stop button, in any thread.
+
+    Attributes
+    ----------
+    deaf
+        Whether the button can be heard by an interrupt only, as in kernels before ipykernel 7.
     """
 
     def __init__(
@@ -187,6 +131,10 @@ class WidgetView:
         self._gallery = gallery
         self._stop = stop
         self._throttle = Throttle(_WIDGET_S, clock)
+        self._encode = Encoder(label=plain)
+        self._failed = 0
+        kernel = getattr(_shell(), "kernel", None)
+        self.deaf = kernel is not None and not hasattr(kernel, "_supports_kernel_subshells")
         self._widget: RunWidget | None = None
         self._handle: Any = None
 
@@ -200,11 +148,7 @@ class WidgetView:
 
     def close(self, state: RunState, output: Partial = nothing) -> None:
         """Put the final bundle where the widget was, and close the widget."""
-        bundle = final_bundle(state, _last(self._gallery, output))
-        if self._handle is not None:
-            self._handle.update(bundle, raw=True)
-        elif bundle:
-            _display(bundle, raw=True)
+        finish(self._handle, state, self._gallery, output)
         if self._widget is not None:
             self._widget.layout.close()
             self._widget.close()
@@ -212,11 +156,18 @@ class WidgetView:
 
     def _draw(self, widget: Any, state: RunState, output: Partial) -> int:
         drawing = self._gallery.draw(output()) if self._gallery is not None else Drawing()
-        spec, bins = encode(drawing)
+        spec, bins = self._encode(drawing)
         changed = bins != widget.bins
         # together, so that a front end never has the numbers of other histograms
         with widget.hold_sync():
-            widget.run, widget.spec, widget.bins = payload(state), spec, bins
+            widget.run = payload(state)
+            if len(state.failures) != self._failed:
+                self._failed = len(state.failures)
+                widget.failures = failure_details(state)
+            if spec is not widget.spec:
+                widget.spec = spec
+            if changed:
+                widget.bins = bins
         return len(bins) if changed else 0
 
     def _show(self, widget: RunWidget, state: RunState) -> None:
@@ -225,7 +176,7 @@ class WidgetView:
         view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
         # Our own text: that of the widget holds an address, which differs each time.
         shown = {_VIEW_TYPE: view, "text/plain": f"{one_line(state.desc, 60) or 'Run'}: running"}
-        self._handle = _display(shown, raw=True, display_id=True)
+        self._handle = show(shown, raw=True, display_id=True)
 
     def _hear(self, content: Any) -> None:
         # in a thread of the kernel's while the cell runs: the run, and the next drawing, do it
@@ -233,39 +184,10 @@ class WidgetView:
             return
         if content.get("type") == "stop" and self._stop is not None:
             self._stop()
-        names = content.get("names")
+        names, name = content.get("names"), content.get("name")
         if content.get("type") == "watch" and isinstance(names, list) and self._gallery:
             self._gallery.pick([name for name in names if isinstance(name, str)])
-
-
-class StaticView:
-    """Nothing while the run goes on; the final bundle once at its end.
-
-    Parameters
-    ----------
-    gallery
-        Chooses the histograms; None: there are none.
-    """
-
-    def __init__(self, gallery: Gallery | None = None) -> None:
-        self._gallery = gallery
-
-    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
-        """Do nothing."""
-
-    def close(self, state: RunState, output: Partial = nothing) -> None:
-        """Display the final bundle, if there is anything to say."""
-        bundle = final_bundle(state, _last(self._gallery, output))
-        if bundle:
-            _display(bundle, raw=True)
-
-
-def _last(gallery: Gallery | None, output: Partial) -> Drawing | None:
-    """Return the last drawing; a run is to have its text, whatever happens to its picture."""
-    if gallery is None:
-        return None
-    try:
-        return gallery.draw(output(), search=True)
-    except Exception as error:  # noqa: BLE001
-        logger.warning("The histograms of the run cannot be drawn: %r", error)
-        return None
+        category = content.get("category")
+        known = isinstance(name, str) and isinstance(category, str | None)
+        if content.get("type") == "choose" and known and self._gallery:
+            self._gallery.choose(str(name), category)

@@ -137,6 +137,25 @@ def test_a_map_is_coloured_by_its_numbers(browser: Any) -> None:
         assert told == ["1 to 2; 0 to 1", "10"]
 
 
+def test_a_category_of_a_map_is_asked_for(browser: Any, tmp_path: Path) -> None:
+    picture = plots.Picture()
+    sides = {"y": plots.axis("y", range(3)), "choices": ["DY", "<b>TT</b>"], "chosen": None}
+    picture.add("m", "map", plots.axis("x", range(4)), {"": [1, 2, 3, 4, 5, 6]}, **sides)
+    with drawn(browser, picture.state) as page:
+        choice = page.get_by_label("Category of m")
+        assert choice.locator("option").all_text_contents() == ["all categories", "DY", "<b>TT</b>"]
+        choice.select_option("<b>TT</b>")
+        (said,) = page.evaluate("sent")
+        assert said == {"type": "choose", "name": "m", "category": "<b>TT</b>"}
+        picture.plots[0]["chosen"] = "<b>TT</b>"
+        page.evaluate("(state) => model.put(state)", picture.state)
+        frames(page)
+        assert choice.input_value() == "<b>TT</b>"
+        shoot(page, "category", tmp_path)
+        choice.select_option("all categories")
+        assert page.evaluate("sent[1].category") is None
+
+
 def test_log_stack_ratio_and_legend_stay_while_data_change(browser: Any, tmp_path: Path) -> None:
     picture = plots.Picture()
     edges = plots.axis("x", [0, 1, 2, 3])
@@ -246,6 +265,33 @@ def test_numbers_that_are_none_and_axes_without_ends(browser: Any) -> None:
         page.evaluate("state => model.put(state)", plots.many(1, 100).state)
         frames(page)
         assert page.locator(CARD).count() == 1
+
+
+def test_a_failure_folds_out_by_mouse_and_by_keys(browser: Any, tmp_path: Path) -> None:
+    failures = [
+        [f"DY, a{i}.root: ValueError: <b>no</b>", f"Traceback {i}\n  boom"] for i in range(3)
+    ]
+    with drawn(browser, {"failures": failures}) as page:
+        listed = page.get_by_role("list", name="Failed chunks")
+        first = listed.get_by_text("a0.root")
+        assert first.text_content() == failures[0][0]
+        assert not listed.get_by_text("Traceback 0").is_visible()
+        first.click()
+        assert listed.get_by_text("Traceback 0").is_visible()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert listed.get_by_label(f"Details of {failures[1][0]}").is_visible()
+        # another fails, one is known better: what is unfolded stays
+        more = [*failures[:2], ["DY, a2.root: died", "killed"], ["and 3 more", ""]]
+        page.evaluate("(failures) => model.put({failures})", more)
+        frames(page)
+        assert listed.get_by_text("Traceback 0").is_visible()
+        assert listed.get_by_role("listitem").count() == 4
+        assert not listed.get_by_text("killed").is_visible()
+        shoot(page, "failures", tmp_path)
+        page.keyboard.press("Escape")
+        assert not listed.get_by_text("Traceback 1").is_visible()
 
 
 def test_the_stop_button_tells_and_hints(browser: Any) -> None:

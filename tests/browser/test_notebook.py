@@ -127,6 +127,11 @@ def test_the_reason_of_a_failing_chunk_can_be_read(
             r"good_\d\.root, entries 20 to 30: .*no muons here, good_\d\.root",
             failures.inner_text(),
         )
+        # what the worker said, and the user's own line
+        failures.locator("summary").first.click(timeout=2000)
+        told = failures.locator("pre").first.inner_text()
+        assert "Traceback" in told
+        assert 'raise ValueError("no muons here' in told
         shoot(notebook.page, "failing", tmp_path)
         notebook.output(2).get_by_text("counted").wait_for(timeout=20_000)
         assert counted(notebook) == 3 * (EVENTS - CHUNK)

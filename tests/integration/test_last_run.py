@@ -14,6 +14,7 @@ import weakref
 import hist
 import pytest
 from analysis import tally, where
+from coffea.processor import ProcessorABC
 from support import BAD, only, ranges, run, tally_of
 
 import hepscale
@@ -84,6 +85,40 @@ def test_nothing_of_the_run_but_its_output_is_kept(files, tmp_path):
     assert seen() is None
 
 
+class Halves(ProcessorABC):
+    """Counts events; after all of them it says how many twice that is."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def process(self, events):
+        if where(events) == BAD and not self.gate.exists():
+            raise ValueError("not yet")
+        return tally(events)
+
+    def postprocess(self, accumulator):
+        return {**accumulator, "twice": 2 * accumulator["events"]}
+
+
+def test_a_run_that_ended_early_is_gone_on_with(files, tmp_path):
+    gate, runs = tmp_path / "gate", tmp_path / "runs"
+    with pytest.raises(hepscale.ChunksFailed):
+        run(Halves(gate), files.fileset, run_dir=runs)
+    first = hepscale.last_run()
+    assert "resume() runs what is missing" in repr(first)
+    with pytest.raises(hepscale.ChunksFailed) as caught:
+        first.resume()
+    assert caught.value.partial_output == tally_of(ranges(files.good) - {BAD})
+    gate.touch()
+    whole = tally_of(ranges(files.good))
+    assert first.resume() == {**whole, "twice": 2 * whole["events"]}
+    second = hepscale.last_run()
+    assert second is not first
+    assert second.state.chunks_resumed == len(ranges(files.good)) - 1
+    with pytest.raises(hepscale.HepScaleError, match="Nothing is missing"):
+        second.resume()
+
+
 def test_a_run_with_failures(files, tmp_path):
     def fail(events):
         raise ValueError("https://me:secret@host/a.root?authz=secret cannot be read")
@@ -93,7 +128,7 @@ def test_a_run_with_failures(files, tmp_path):
     last = hepscale.last_run()
     assert last.failed == tuple(caught.value.failed)
     assert last.output == tally_of(ranges(files.good) - {BAD})
-    assert "resume=True" in repr(last)
+    assert "resume()" in repr(last)
     found = summary(tmp_path / last.state.run_id)
     (failure,) = found["failures"]
     assert (failure["start"], failure["stop"]) == BAD[1:]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbclient
 import nbformat
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [
     # Of the libraries that talk to the kernel, not of ours.
@@ -193,7 +196,9 @@ def drawn():
 print(drawn())
 view._widget._handle_custom_msg({"type": "watch", "names": ["c", 3, "b"]}, [])
 print(drawn())
-for odd in ({"type": "watch"}, {"type": "watch", "names": "b"}, "x", {"type": "?"}, None):
+for odd in ({"type": "choose"}, {"type": "watch"}, {}, 3):
+    view._widget._handle_custom_msg(odd, [])
+for odd in ({"type": "watch", "names": "b"}, "x", {"type": "?"}, None):
     view._widget._handle_custom_msg(odd, [])
 print(drawn())
 """
@@ -201,6 +206,38 @@ print(drawn())
     assert [output["text"] for output in outputs if output.get("name") == "stdout"] == [
         "(['a'], ['b', 'c'])\n(['c', 'b'], ['a'])\n(['c', 'b'], ['a'])\n"
     ]
+
+
+def test_papermill_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    papermill = pytest.importorskip("papermill", reason="papermill is not there: make test")
+    monkeypatch.delenv("HEPSCALE_VIEW", raising=False)
+    new: Any = nbformat.v4
+    notebook = new.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    parameters = new.new_code_cell("chunks = 1", metadata={"tags": ["parameters"]})
+    rest = [new.new_code_cell(cell) for cell in (DRIVE, DRAW, "fill(chunks=chunks)")]
+    notebook.cells = [parameters, *rest]
+    given, made = tmp_path / "given.ipynb", tmp_path / "made.ipynb"
+    nbformat.write(notebook, given)
+    papermill.execute_notebook(str(given), str(made), {"chunks": 3}, progress_bar=False)
+    (kept,) = (one["data"] for cell in nbformat.read(made, 4).cells for one in cell.outputs)
+    assert kept.keys() == {"image/png", "text/plain"}
+    assert kept["text/plain"] == "Processing: 3 of 3 chunks, 0 failed\n  1 plot"
+
+
+def test_html_is_replaced_by_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEPSCALE_VIEW", "html")
+    without = "import os, sys; os.environ['HEPSCALE_VIEW'] = 'widget'\n"
+    without += "sys.modules['anywidget'] = None; fill()"
+    (_, asked, missing), client = execute(DRAW, "fill()", without)
+    assert [one["data"].keys() for one in asked] == [{"image/png", "text/plain"}]
+    assert [one["data"] for one in missing] == [one["data"] for one in asked]
+    shown = [client.of_type(kind) for kind in ("display_data", "update_display_data")]
+    pages = [[one["data"].get("text/html", "") for one in several] for several in shown]
+    assert len(pages[0]) == 2
+    assert all(pages[0])
+    assert len([one for one in pages[1] if "<svg" in one and "mass" in one]) >= 2
+    assert client.of_type("comm_open") == []
 
 
 def test_silence_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_the_page_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setenv("HEPSCALE_VIEW", "widget")
     monkeypatch.setattr(base, "_front_end_asks", lambda: True)
-    monkeypatch.setattr(widget, "_display", lambda *_, **__: shown.append(1))
+    monkeypatch.setattr(widget, "show", lambda *_, **__: shown.append(1))
     widgets: list[widget.RunWidget] = []
     listen = widget.RunWidget.listen
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections import defaultdict
+from unittest import mock
 
 import boost_histogram as bh
 import hist
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hepscale.view import gallery as gallery_module
 from hepscale.view.finding import Found, find
-from hepscale.view.gallery import Drawing, Gallery, encode
-from hepscale.view.histograms import Plot, project
+from hepscale.view.gallery import Drawing, Encoder, Gallery, decode, encode
+from hepscale.view.histograms import Plot, Projector
 
 STORAGES = ("Double", "Int64", "AtomicInt64", "Unlimited", "Weight", "Mean", "WeightedMean")
 
@@ -36,7 +38,7 @@ def plain(n: int = 100) -> hist.Hist:
 
 def plot_of(source: object) -> Plot:
     found = Found("h", ())
-    return project(found, source)
+    return Projector().project(found, source)
 
 
 def names(output: object) -> list[str]:
@@ -176,6 +178,32 @@ def test_two_axes_are_a_map_of_x_first():
     offset, n = spec["plots"][0]["series"][0]["values"]
     assert n == 12
     assert np.frombuffer(numbers, "<f4")[offset + 0 * 4 + 1] == 1
+
+
+@pytest.mark.parametrize("storage", ["Double", "Weight", "Mean"])
+def test_a_category_of_a_map_can_be_chosen(storage):
+    made = (
+        hist.Hist.new.Reg(3, 0, 3).StrCat([], growth=True).Var([0, 1, 3]).IntCat([0], growth=True)
+    )
+    made = getattr(made, storage)()
+    rng = np.random.default_rng(1)
+    sample = {"sample": rng.random(50)} if storage == "Mean" else {}
+    for one in ("b", "a"):
+        made.fill(rng.random(50) * 4, one, rng.random(50) * 4, [0, 7] * 25, **sample)
+    gallery = Gallery()
+    (plot,) = gallery.draw({"m": made}).plots
+    assert plot.choices == ("a / 0", "a / 7", "b / 0", "b / 7")
+    assert plot.chosen is None
+    gallery.choose("m", "b / 7")
+    (plot,) = gallery.draw({"m": made}).plots
+    assert (plot.chosen, plot.title) == ("b / 7", "m: b / 7")
+    wanted = made[:, hist.loc("b"), :, hist.loc(7)].values()
+    filled = np.isfinite(plot.series[0].values)
+    np.testing.assert_allclose(plot.series[0].values[filled], wanted[filled])
+    assert wanted[~filled].sum() == 0
+    assert decode(*encode(Drawing((plot,)), "<f8")).plots[0].chosen == "b / 7"
+    gallery.choose("m", "gone")
+    assert gallery.draw({"m": made}).plots[0].chosen is None
 
 
 def test_more_axes_are_summed_over():
@@ -455,6 +483,32 @@ def test_a_growing_output_is_followed():
     # other objects, of the same shape
     output = {"mass": mass("AA", "BB")}
     assert [one.name for one in gallery.draw(output).plots[0].series] == ["AA", "BB"]
+
+
+def test_a_spec_is_made_again_only_when_it_differs():
+    output = {"a": plain(3), "c": hist.Hist(hist.axis.StrCategory([], growth=True)).fill(["x"])}
+    gallery, encoder = Gallery(), Encoder()
+    spec, numbers = encoder(gallery.draw(output))
+    output["a"].fill([0.5] * 7)
+    again, more = encoder(gallery.draw(output))
+    assert again is spec
+    assert more != numbers
+    output["c"].fill(["y"])
+    grown, _ = encoder(gallery.draw(output))
+    assert grown == encode(gallery.draw(output))[0] != spec
+
+
+def test_looking_for_histograms_is_no_part_of_each_drawing():
+    now, searches = [0.0], []
+    gallery = Gallery(clock=lambda: now[0])
+    with mock.patch.object(gallery_module, "find", lambda one: searches.append(1) or find(one)):
+        for _ in range(21):
+            drawn(gallery, {"a": plain()})
+            now[0] += 0.1
+    assert len(searches) <= 5
+    with_more = {"a": plain(), "b": plain()}
+    now[0] += 0.5
+    assert drawn(gallery, with_more) == ["a", "b"]
 
 
 def test_an_output_that_is_another_is_searched_again_and_nothing_is_made_in_it():

@@ -15,9 +15,9 @@ from rich.console import Console
 from hepscale.executor.task import ChunksCounted, Notice, RunEnded, RunStarted
 from hepscale.view import RunState, apply
 from hepscale.view.gallery import Drawing, Gallery
+from hepscale.view.notebook import final_bundle
 from hepscale.view.picture import png
 from hepscale.view.terminal import TerminalView
-from hepscale.view.widget import final_bundle
 
 
 def histogram(label: str = r"$m_{\mu\mu}$ [GeV]", *datasets: str) -> hist.Hist:

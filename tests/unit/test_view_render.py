@@ -29,8 +29,10 @@ from hepscale.executor.task import (
 from hepscale.view import RunState, View, advance, apply, make_view
 from hepscale.view import base as view_base
 from hepscale.view.base import GuardedView, NullView, Throttle, choose_mode
+from hepscale.view.notebook import final_bundle, payload
 from hepscale.view.terminal import LinesView, TerminalView, draw
-from hepscale.view.widget import WidgetView, final_bundle, payload
+from hepscale.view.text import failure_details
+from hepscale.view.widget import WidgetView
 
 FAILURE = ChunkFailure(
     "DY", "root://host//a/b/c.root", 0, 10, "exception", "ValueError: [bold]no\x1b[2J\nreally"
@@ -107,10 +109,16 @@ def drawn(state: RunState, width: int = 100) -> str:
         ("text", None, False, "lines"),
         ("lines", True, True, "lines"),
         ("off", True, True, "off"),
+        ("html", True, False, "html"),
+        ("html", False, False, "html"),
+        ("html", None, True, "text"),
+        ("html", None, False, "lines"),
     ],
 )
 def test_which_view(requested: str, asks: bool | None, tty: bool, mode: str) -> None:
     assert choose_mode(requested, asks=asks, tty=tty) == mode
+    without = "html" if mode == "widget" else mode
+    assert choose_mode(requested, asks=asks, tty=tty, widgets=False) == without
 
 
 @pytest.mark.parametrize("status", [True, False])
@@ -277,6 +285,39 @@ def test_failures_and_notices_are_lines_and_never_markup() -> None:
     assert "\x1b" not in shown
 
 
+def test_how_fast_results_come() -> None:
+    state = running(0)
+    assert "Results" not in dict(payload(state)["facts"])
+    apply(state, ChunksCounted(1, 50_000, 900_000, resumed=True), 1.0)
+    assert "Results" not in dict(payload(state)["facts"])
+    apply(state, ChunksCounted(1, 50_000, 300_000), 2.0)
+    assert dict(payload(state)["facts"])["Results"] == "300 kB, 150 kB/s"
+
+
+def test_a_failure_unfolds_to_all_that_is_known_of_it() -> None:
+    state = running()
+    told = "Traceback:\n  boom\x1b[2J\nValueError: no"
+    for i in range(23):
+        reason = "ValueError: no" if i else "killed"
+        one = ChunkFailure("DY", "/a/c.root", i, i + 1, "exception", reason, "n.ipynb:3", told, 3)
+        apply(state, ChunkFailed(one), 2.0)
+    details = failure_details(state)
+    assert len(details) == 21
+    assert details[-1] == ("and 3 more", "")
+    line, first = details[0]
+    assert line == "DY, c.root, entries 0 to 1: killed"
+    assert first.splitlines() == [
+        "DY, /a/c.root, entries 0 to 1",
+        "tried 3 times",
+        "n.ipynb:3",
+        "Traceback:",
+        "  boom[2J",
+        "ValueError: no",
+        "killed",
+    ]
+    assert details[1][1].count("ValueError: no") == 1
+
+
 @given(st.integers(1, 200), st.integers(0, 40), st.integers(0, 9), st.text(max_size=40))
 def test_any_width_can_be_drawn(width: int, done: int, failed: int, desc: str) -> None:
     state = running(done, failed)
@@ -373,12 +414,12 @@ def test_the_widget_gets_a_small_dict_of_texts() -> None:
     assert [name for name, _ in sent["facts"]] == [
         "Events",
         "Rate",
+        "Results",
         "Workers",
         "Failures",
         "Elapsed",
         "Remaining",
     ]
-    assert len(sent["failures"]) == 6
     assert len(sent["notices"]) == 5
     assert len(json.dumps(payload(running()))) < 500
 

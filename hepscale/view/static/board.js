@@ -39,6 +39,14 @@ class Card {
       [mode, toggleButton(tools, "tool", text, title, () => this.toggle(mode))]));
     setText(this.title, name);
     this.title.title = name;
+    this.choice = element("select", "choose", this.root);
+    this.choice.setAttribute("aria-label", `Category of ${name}`);
+    this.choice.addEventListener("change", () => {
+      const at = this.choice.selectedIndex;
+      board.say({ type: "choose", name, category: at ? this.plot.choices[at - 1] : null });
+    });
+    // In a notebook, keys would else be commands.
+    this.choice.addEventListener("keydown", (event) => event.stopPropagation());
     this.body = element("div", "card-body", this.root);
     this.legend = element("div", "legend", this.root);
     this.last = null;
@@ -58,6 +66,7 @@ class Card {
     }
     this.plot = plot;
     this.last = null;
+    this.describeChoices(plot);
     if (plot.kind === "table") return;
     if (!this.figure) {
       this.figure = new Figure(this.body);
@@ -70,6 +79,17 @@ class Card {
     this.figure.svg.setAttribute("aria-label",
       `${plot.name}: ${plot.kind === "map" ? "heat map" : "histogram"}${names}. Arrow keys read the bins.`);
     this.describeLegend(plot);
+  }
+
+  /** The categories of a map; which is drawn is said by Python, as it takes a moment. */
+  describeChoices(plot) {
+    const names = plot.choices ?? [];
+    const key = JSON.stringify([names, plot.chosen]);
+    if (key === this.choicesKey) return;
+    this.choicesKey = key;
+    this.choice.replaceChildren(...["all categories", ...names].map((name) => new Option(name)));
+    this.choice.selectedIndex = names.indexOf(plot.chosen) + 1;
+    this.choice.hidden = names.length < 2 || plot.kind !== "map";
   }
 
   describeLegend(plot) {
@@ -182,15 +202,16 @@ class Card {
 }
 
 class Board {
-  constructor(parent, redraw, watch) {
+  constructor(parent, redraw, say) {
     this.soon = redraw;
+    this.say = say;
     this.root = parent;
     this.bar = element("div", "toolbar", parent);
     this.bar.setAttribute("role", "group");
     this.bar.setAttribute("aria-label", "All plots");
     this.buttons = MODES.map(([mode, text, title]) =>
       [mode, toggleButton(this.bar, "tool", text, `${title}, all plots`, () => this.toggleAll(mode))]);
-    this.picker = new Picker(this.bar, watch);
+    this.picker = new Picker(this.bar, (names) => say({ type: "watch", names }));
     this.grid = element("div", "grid", parent);
     this.cards = new Map();
     this.states = new Map();

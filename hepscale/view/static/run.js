@@ -1,6 +1,6 @@
-// Draws one run: `run` holds texts that come ready from Python (view/widget.py), `spec` and `bins` its plots.
+// Draws one run: `run` and `failures` hold texts that come ready from Python (view/widget.py), `spec` and `bins` its plots.
 
-const TRAITS = ["run", "spec", "bins"];
+const TRAITS = ["run", "failures", "spec", "bins"];
 
 function element(tag, name, parent) {
   const node = document.createElement(tag);
@@ -19,6 +19,35 @@ function setLines(list, lines, tag = "li") {
   while (list.children.length < lines.length) list.append(document.createElement(tag));
   lines.forEach((line, i) => setText(list.children[i], line));
   list.hidden = lines.length === 0;
+}
+
+/** One line each, that unfolds; what a reader has unfolded stays so, as those that come are added below. */
+function setFailures(list, failures) {
+  while (list.children.length > failures.length) list.lastChild.remove();
+  failures.forEach(([line, detail], i) => {
+    const old = list.children[i];
+    if (old?.dataset.line === line) return;
+    const item = document.createElement("li");
+    item.dataset.line = line;
+    if (old) old.replaceWith(item);
+    else list.append(item);
+    if (!detail) return void (item.textContent = line);
+    const folded = element("details", "failure", item);
+    element("summary", "failure-line", folded).textContent = line;
+    const text = element("pre", "failure-text", folded);
+    text.textContent = detail;
+    text.tabIndex = 0;
+    text.setAttribute("aria-label", `Details of ${line}`);
+    // In a notebook, keys would else be commands.
+    folded.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && folded.open) {
+        folded.open = false;
+        folded.firstChild.focus();
+      }
+      event.stopPropagation();
+    });
+  });
+  list.hidden = failures.length === 0;
 }
 
 function setFacts(list, facts) {
@@ -47,8 +76,8 @@ function build(el, model, redraw) {
   const fill = element("div", "fill", bar);
   const facts = element("dl", "facts", root);
   const unstop = stopButton(model, side);
-  const watch = (names) => tell(model, { type: "watch", names }, () => {}).catch(() => {});
-  const board = new Board(element("div", "histograms", root), redraw, watch);
+  const say = (content) => tell(model, content, () => {}).catch(() => {});
+  const board = new Board(element("div", "histograms", root), redraw, say);
   const failures = element("ul", "failures", root);
   failures.setAttribute("aria-label", "Failed chunks");
   failures.setAttribute("aria-live", "polite");
@@ -58,7 +87,7 @@ function build(el, model, redraw) {
   return { root, desc, chunks, bar, fill, facts, failures, notices, board, unstop };
 }
 
-function draw(nodes, run) {
+function draw(nodes, run, failures) {
   const percent = Number(run.percent) || 0;
   nodes.root.setAttribute("aria-label", run.desc ?? "Run");
   setText(nodes.desc, run.desc ?? "");
@@ -68,16 +97,16 @@ function draw(nodes, run) {
   nodes.bar.setAttribute("aria-valuetext", run.chunks ?? "");
   nodes.fill.style.width = `${percent}%`;
   setFacts(nodes.facts, run.facts ?? []);
-  setLines(nodes.failures, run.failures ?? []);
+  setFailures(nodes.failures, failures);
   setLines(nodes.notices, run.notices ?? []);
-  nodes.root.classList.toggle("hepscale-run-has-failures", (run.failures ?? []).length > 0);
+  nodes.root.classList.toggle("hepscale-run-has-failures", failures.length > 0);
 }
 
 function render({ model, el }) {
   let frame = 0;
   const drawNow = () => {
     frame = 0;
-    draw(nodes, model.get("run") ?? {});
+    draw(nodes, model.get("run") ?? {}, model.get("failures") ?? []);
     nodes.board.draw(model.get("spec"), model.get("bins"));
   };
   // One drawing a screen refresh, whatever the rate of the messages.
