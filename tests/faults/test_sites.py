@@ -126,8 +126,6 @@ def network():
 
 
 def test_a_network_is_cut_and_put_back(crew, tmp_path, secret, monkeypatch):
-    if queues.has_ndcctools():
-        pytest.skip("its library ends the process when it gives up a silent worker")
     monkeypatch.setattr(managers, "_SILENT_S", 1)
     monkeypatch.setattr(managers, "_ANSWER_S", 1)
     port = free_port()

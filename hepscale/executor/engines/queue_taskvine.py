@@ -26,7 +26,7 @@ from hepscale.executor.engines.queue import (
 )
 from hepscale.executor.engines.queue_log import NoticeLog, VineLog
 from hepscale.executor.engines.queue_python import opened
-from hepscale.executor.engines.queue_turns import Turns
+from hepscale.executor.engines.queue_turns import NEVER_S, Turns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,10 @@ __all__ = ["TaskVineQueue"]
 
 _RUN = "taskvine"
 _CANCELLED = 11 << 3
-_NEVER_S, _NEVER_US = 2**30, 2**53
+# as microseconds, it just fits into a C int
+_LONG_S = 2147
+# in microseconds: some hundred years from now
+_NEVER_US = 2**53
 _RESULTS: dict[int, QueueEndStatus] = {
     0: "done",
     1: "input_missing",
@@ -93,9 +96,7 @@ class TaskVineQueue(Queue):
         )
         # it would give up silent workers itself, which ends this process
         self._manager.set_keepalive_interval(options.keepalive_interval_s)
-        self._manager.set_keepalive_timeout(_NEVER_S)
-        # for so long it reads from a worker that has stopped in the middle of an answer
-        self._manager.tune("long-timeout", options.keepalive_interval_s)
+        self._manager.set_keepalive_timeout(NEVER_S)
         self._turns = Turns(
             cvine._cvine,
             "vine_wait_for_tag",
@@ -106,9 +107,10 @@ class TaskVineQueue(Queue):
         )
         self._manager.enable_peer_transfers()
         logs = options.folder / _RUN / "vine-logs"
+        self._keep_no_statistics(logs / "nothing")
         self._log = VineLog(logs / "transactions")
         # it writes all that it does there, without a limit
-        self._notices = NoticeLog(logs / "debug", most_bytes=2**24)
+        self._notices = NoticeLog(logs / "debug", _direct, most_bytes=2**24)
         self._cached: dict[Path, Any] = {}
         self._sent: dict[int, Any] = {}
         self._own: dict[int, list[Any]] = {}
@@ -190,8 +192,16 @@ class TaskVineQueue(Queue):
         if manager is not None:
             manager.workers_shutdown(0)
             manager.__exit__(None, None, None)
+            self._turns.close()
             self._log.close()
             self._notices.close()
+
+    def _keep_no_statistics(self, log: Path) -> None:
+        """Have it write none: to do so while it reads watched files ends this process."""
+        # at the end of each turn it writes them all the same
+        log.symlink_to(os.devnull)
+        cvine.vine_enable_perf_log(self._manager._taskvine, log.name)
+        self._manager.tune("perf-log-interval", _LONG_S)
 
     def _given_back(self) -> QueueEnded:
         """Return a task whose worker has left."""
@@ -250,6 +260,12 @@ class TaskVineQueue(Queue):
         if self._manager is None:
             raise EngineError("The queue was closed.", fix="make a new executor")
         return self._manager
+
+
+def _direct(complaints: Path | None) -> None:
+    # after the last queue there is nothing to complain about
+    if complaints is not None:
+        cvine.vine_enable_debug_log(str(complaints))
 
 
 def _kept(source: Path, target: Path) -> Path:

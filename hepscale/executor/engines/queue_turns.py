@@ -1,23 +1,25 @@
-"""Serves the libraries of ``ndcctools`` turn by turn, and gives up workers that fall silent."""
+"""Serves the libraries of ``ndcctools`` turn by turn, without the interpreter's lock."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import select
-import socket
-import struct
 import time
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor.engines.queue_listen import sockets_of
+from hepscale.executor.engines.queue_silence import Silence
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from hepscale.executor.engines.queue import QueueOptions
 
-__all__ = ["Turns"]
+__all__ = ["NEVER_S", "Turns"]
+
+# as many seconds as a C int takes, and more than a run does
+NEVER_S = 2**30
 
 # no task has it: what has ended stays for the library's own wait, which knows whose it is
 _TAG = b"hepscale-none"
@@ -25,8 +27,6 @@ _TAG = b"hepscale-none"
 _CHILD = ctypes.create_string_buffer(1024)
 # how often workers that came unnoticed are looked for, and how long they may wait
 _LOOK_S, _PATIENCE_S = 1.0, 0.1
-# in struct tcp_info, milliseconds
-_LAST_RECEIVED = struct.Struct("=52xI")
 
 
 class Turns:
@@ -35,7 +35,7 @@ class Turns:
     Its own wait takes whole seconds and holds the interpreter's lock meanwhile, so that other
     threads stand still; it ends this process when it gives up a silent worker ("cctools bug", 8.0).
     Here it does what there is to do and returns, without the lock. It still asks workers for signs
-    of life. The connection of one that gives none is shut, which it stands well.
+    of life; the connection of one that gives none is shut, which it stands well.
 
     Parameters
     ----------
@@ -70,42 +70,35 @@ class Turns:
         functions["process_putback"](_CHILD)
         functions[shortcut](self._queue)
         self._port = port
-        self._interval_s = options.keepalive_interval_s
-        self._silent_s = options.keepalive_interval_s + options.keepalive_timeout_s
+        self._silence = Silence(port, options.keepalive_interval_s + options.keepalive_timeout_s)
         self._poll = select.poll()
         self._sockets: dict[int, int] = {}
-        self._quiet_s: dict[int, float] = {}
         self._looked_s = float("-inf")
 
     def take(self) -> None:
         """Have the library do what there is to do."""
-        self._wait(self._queue, _TAG, 1)
+        with self._silence:
+            self._wait(self._queue, _TAG, 1)
+        if time.monotonic() - self._looked_s >= _LOOK_S:
+            self._look()
 
     def news(self, timeout_s: float) -> bool:
         """Return whether there is to do; wait for it, though not always to the end."""
-        now = time.monotonic()
-        if now - self._looked_s >= _LOOK_S or self._sockets != _present(self._sockets):
-            self._look(now)
+        if self._sockets != _present(self._sockets):
+            self._look()
         return bool(self._poll.poll(min(timeout_s, _PATIENCE_S) * 1000))
 
-    def _look(self, now: float) -> None:
-        """Find the connections that there are, and shut those of silent workers."""
-        elapsed_s, self._looked_s = now - self._looked_s, now
+    def close(self) -> None:
+        """Take no more turns."""
+        self._silence.close()
+
+    def _look(self) -> None:
+        """Find the connections that there are."""
+        self._looked_s = time.monotonic()
         self._sockets, self._poll = {}, select.poll()
-        quiet_s, self._quiet_s = self._quiet_s, {}
         for number, found in sockets_of(self._port):
-            inode = os.fstat(number).st_ino
-            self._sockets[number] = inode
+            self._sockets[number] = os.fstat(found.fileno()).st_ino
             self._poll.register(number, select.POLLIN)
-            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                continue
-            info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size)
-            if _LAST_RECEIVED.unpack(info)[0] / 1000 > elapsed_s:
-                # of a time in which nobody was asked, not more than between two questions
-                silent_s = quiet_s.get(inode, 0.0) + min(elapsed_s, self._interval_s)
-                self._quiet_s[inode] = silent_s
-                if silent_s > self._silent_s:
-                    found.shutdown(socket.SHUT_RDWR)
 
 
 def _present(sockets: dict[int, int]) -> dict[int, int]:
