@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -167,7 +168,8 @@ def test_disks_that_are_all_too_small(crew, tmp_path):
         said = "No worker has room" if crews.engine == "taskvine" else "Workers break off"
         with pytest.raises(hepscale.EngineError, match=said) as caught:
             crew.run(workers=Workers(count=2, workdir=small))
-        assert "a disk of 4 MB" in support.complete(caught.value).items[-1]
+        # less what a worker has written there already
+        assert re.search(r"a disk of [1-4] MB", support.complete(caught.value).items[-1])
         hepscale.shutdown()
 
 

@@ -88,7 +88,9 @@ def test_a_worker_in_a_bare_root(tmp_path, secret):
     said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     for one in (program, *(word for word in said.split() if word.startswith("/"))):
         if not (bare.minbase() / one.lstrip("/")).exists():
-            target = Path(f"{tmp_path}/bare/changes{one}")
+            # by its real folder: a folder in place of the link /lib would hide all that is there
+            real = Path(one).parent.resolve() / Path(one).name
+            target = Path(f"{tmp_path}/bare/changes{real}")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(one, target)
 
