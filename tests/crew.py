@@ -41,9 +41,6 @@ class Crew:
     def function(self, seconds: float = 0.1, act: Callable[[int], Any] | None = None) -> Any:
         """Return what a chunk runs: it takes its time, and notes its item when it is over."""
         notes = str(self.notes)
-        if engine == "taskvine":
-            # its manager looks around once a second
-            seconds *= 4
 
         def work(item: int) -> int:
             time.sleep(seconds)

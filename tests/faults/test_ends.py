@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -163,9 +164,12 @@ def test_a_worker_whose_disk_is_too_small(crew, tmp_path):
 @pytest.mark.root
 def test_disks_that_are_all_too_small(crew, tmp_path):
     with unpacking.mounted(tmp_path / "small", "size=4m") as small:
-        with pytest.raises(hepscale.EngineError, match="Workers break off") as caught:
+        # TaskVine knows how much it would have to send, and sends nothing
+        said = "No worker has room" if crews.engine == "taskvine" else "Workers break off"
+        with pytest.raises(hepscale.EngineError, match=said) as caught:
             crew.run(workers=Workers(count=2, workdir=small))
-        assert "a disk of 4 MB" in support.complete(caught.value).items[0]
+        # less what a worker has written there already
+        assert re.search(r"a disk of [1-4] MB", support.complete(caught.value).items[-1])
         hepscale.shutdown()
 
 
@@ -173,7 +177,8 @@ class _Slow:
     """Takes its time to be unpickled."""
 
     def __reduce__(self):
-        return time.sleep, (1,)
+        # longer than a worker lets young tasks live that it is to kill
+        return time.sleep, (4,)
 
 
 def _cut_after_hello():

@@ -87,8 +87,6 @@ def test_a_worker_is_killed_again_and_again(crew):
 @pytest.mark.parametrize(("stopped_s", "patience_s"), [(4, 1), (20, None)])
 def test_a_worker_is_stopped_and_goes_on(crew, monkeypatch, stopped_s, patience_s):
     if patience_s is not None:
-        if queues.has_ndcctools():
-            pytest.skip("its library ends the process when it gives up a silent worker")
         monkeypatch.setattr(managers, "_SILENT_S", patience_s)
         monkeypatch.setattr(managers, "_ANSWER_S", patience_s)
     stopped = []

@@ -177,8 +177,6 @@ def test_killed_worker_loses_its_task_and_it_is_not_run_again(site: Site) -> Non
 
 
 def test_stopped_worker_is_given_up(site: Site) -> None:
-    if site.binding != "cffi":
-        pytest.skip("its library ends the process when it gives up a worker: it is not asked to")
     worker = site.worker()
     task, here = lingering(site)
     number = site.queue.submit(task)

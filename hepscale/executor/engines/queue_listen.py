@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from hepscale.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["listen"]
+__all__ = ["listen", "sockets_of"]
 
 _RANDOM_TRIES = 20
 _BACKLOG = 1024
@@ -54,8 +54,11 @@ def listen(port: int | tuple[int, int], create: Callable[[int], bool]) -> int:
     )
 
 
-def _widened(port: int) -> int:
-    """Let more than the library's five workers knock at once; others would be turned away."""
+def sockets_of(port: int) -> Iterator[tuple[int, socket.socket]]:
+    """Yield the sockets of this process that listen on a port, or were accepted there.
+
+    Each with its number, and open as long as the loop is at it.
+    """
     for path in Path("/proc/self/fd").iterdir():
         try:
             if not path.is_socket():
@@ -63,13 +66,19 @@ def _widened(port: int) -> int:
             with socket.socket(fileno=os.dup(int(path.name))) as found:
                 if (
                     found.family in (socket.AF_INET, socket.AF_INET6)
-                    and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                     and found.getsockname()[1] == port
                 ):
-                    found.listen(_BACKLOG)
+                    yield int(path.name), found
         except OSError:
             # closed meanwhile
             continue
+
+
+def _widened(port: int) -> int:
+    """Let more than the library's five workers knock at once; others would be turned away."""
+    for _, found in sockets_of(port):
+        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            found.listen(_BACKLOG)
     return port
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
-from ndcctools import work_queue
+from ndcctools import cwork_queue, work_queue
 
 from hepscale.errors import EngineError
 from hepscale.executor.engines.queue import (
@@ -21,6 +22,7 @@ from hepscale.executor.engines.queue import (
 )
 from hepscale.executor.engines.queue_log import NoticeLog, TransactionLog
 from hepscale.executor.engines.queue_python import opened
+from hepscale.executor.engines.queue_turns import NEVER_S, Turns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +32,6 @@ __all__ = ["NdcctoolsQueue"]
 
 class NdcctoolsQueue(Queue):
     """A queue of ``ndcctools``; its certificate is made for this queue only.
-
-    Its `wait` is coarse: whole seconds, at least one, during which other threads stand still and
-    watched files grow unnoticed.
 
     Parameters
     ----------
@@ -62,9 +61,17 @@ class NdcctoolsQueue(Queue):
         )
         # the library may still look at them
         self._cancelled: list[Any] = []
-        # to give up a silent worker ends this process ("cctools bug", 8.0): such workers stay, and
-        # what they do not do is done elsewhere at the end of the run
-        self._open().specify_keepalive_interval(0)
+        # the library would give up silent workers itself, which ends this process
+        self._open().specify_keepalive_interval(options.keepalive_interval_s)
+        self._open().specify_keepalive_timeout(NEVER_S)
+        self._turns = Turns(
+            cwork_queue._cwork_queue,
+            "work_queue_wait_for_tag",
+            "work_queue_enable_process_module",
+            self._open()._work_queue,
+            self.port,
+            options,
+        )
         self._log = TransactionLog(options.folder / "transactions.log")
         self._notices = NoticeLog(options.folder / "notices.log", self._direct)
 
@@ -95,9 +102,12 @@ class NdcctoolsQueue(Queue):
 
     def wait(self, timeout_s: float) -> QueueEnded | None:
         """Return a task that has ended."""
-        task = self._open().wait(max(1, math.ceil(timeout_s)))
-        if task is None:
-            return None
+        end, news = time.monotonic() + timeout_s, False
+        while (task := self._served()) is None:
+            rest_s = end - time.monotonic()
+            if news or rest_s <= 0:
+                return None
+            news = self._turns.news(rest_s)
         return QueueEnded(
             id=task.id,
             status=RESULTS.get(task.result, "failed"),
@@ -131,8 +141,14 @@ class NdcctoolsQueue(Queue):
         if queue is not None:
             # it releases the workers; to shut them down ends this process ("cctools bug", 8.0)
             queue.__exit__(None, None, None)
+            self._turns.close()
             self._log.close()
             self._notices.close()
+
+    def _served(self) -> Any:
+        queue = self._open()
+        self._turns.take()
+        return queue.wait(1)
 
     def _direct(self, complaints: Path | None) -> None:
         work_queue.cctools_debug_config_file(str(complaints) if complaints else None)

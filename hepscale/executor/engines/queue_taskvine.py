@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 from ndcctools import taskvine
@@ -25,6 +26,7 @@ from hepscale.executor.engines.queue import (
 )
 from hepscale.executor.engines.queue_log import NoticeLog, VineLog
 from hepscale.executor.engines.queue_python import opened
+from hepscale.executor.engines.queue_turns import NEVER_S, Turns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +35,10 @@ __all__ = ["TaskVineQueue"]
 
 _RUN = "taskvine"
 _CANCELLED = 11 << 3
+# as microseconds, it just fits into a C int
+_LONG_S = 2147
+# in microseconds: some hundred years from now
+_NEVER_US = 2**53
 _RESULTS: dict[int, QueueEndStatus] = {
     0: "done",
     1: "input_missing",
@@ -55,9 +61,8 @@ _RESULTS: dict[int, QueueEndStatus] = {
 class TaskVineQueue(Queue):
     """A queue of TaskVine; its certificate is made for this queue only.
 
-    Its `wait` is coarse: whole seconds, at least one, during which other threads stand still and
-    watched files grow unnoticed. TaskVine runs the task of a lost worker again by itself: such a
-    task comes back as lost, and is cancelled, when the loss is heard of.
+    TaskVine runs the task of a lost worker again by itself: hence a task may not start any more
+    when it was sent to a worker, and comes back as lost when the loss is heard of.
 
     Parameters
     ----------
@@ -89,14 +94,25 @@ class TaskVineQueue(Queue):
             ),
             taskvine.Manager.set_password_file,
         )
-        # to give up a silent worker ends this process, as in its Work Queue
-        self._manager.set_keepalive_interval(0)
+        # it would give up silent workers itself, which ends this process
+        self._manager.set_keepalive_interval(options.keepalive_interval_s)
+        self._manager.set_keepalive_timeout(NEVER_S)
+        self._turns = Turns(
+            cvine._cvine,
+            "vine_wait_for_tag",
+            "vine_manager_enable_process_shortcut",
+            self._manager._taskvine,
+            self.port,
+            options,
+        )
         self._manager.enable_peer_transfers()
         logs = options.folder / _RUN / "vine-logs"
+        self._keep_no_statistics(logs / "nothing")
         self._log = VineLog(logs / "transactions")
         # it writes all that it does there, without a limit
-        self._notices = NoticeLog(logs / "debug", most_bytes=2**24)
+        self._notices = NoticeLog(logs / "debug", _direct, most_bytes=2**24)
         self._cached: dict[Path, Any] = {}
+        self._sent: dict[int, Any] = {}
         self._own: dict[int, list[Any]] = {}
         self._at: dict[int, str] = {}
         # their workers left: still to be told, and told but not yet out of TaskVine's hands
@@ -134,22 +150,23 @@ class TaskVineQueue(Queue):
         made.set_retries(1)
         made.set_max_forsaken(0)
         number = int(self._open().submit(made))
-        self._own[number] = own
+        self._sent[number], self._own[number] = made, own
         return number
 
     def wait(self, timeout_s: float) -> QueueEnded | None:
         """Return a task that has ended."""
-        if not self._lost:
-            task = self._open().wait(max(1, math.ceil(timeout_s)))
+        end, news = time.monotonic() + timeout_s, False
+        while True:
+            if self._lost:
+                return self._given_back()
+            self._turns.take()
+            task = self._open().wait(0)
             self._listen()
-            if task is not None:
-                return self._ended(task)
-        if self._lost:
-            number, worker = self._lost.popitem()
-            self._taken_back.add(number)
-            self._open().cancel_by_task_id(number)
-            return QueueEnded(id=number, status="lost", exit_code=-1, worker=worker)
-        return None
+            ended = self._ended(task) if task is not None else None
+            rest_s = end - time.monotonic()
+            if ended is not None or ((news or self._heard or rest_s <= 0) and not self._lost):
+                return ended
+            news = not self._lost and self._turns.news(rest_s)
 
     def cancel(self, task_id: int) -> bool:
         """Take a task back and kill its processes."""
@@ -175,14 +192,30 @@ class TaskVineQueue(Queue):
         if manager is not None:
             manager.workers_shutdown(0)
             manager.__exit__(None, None, None)
+            self._turns.close()
             self._log.close()
             self._notices.close()
+
+    def _keep_no_statistics(self, log: Path) -> None:
+        """Have it write none: to do so while it reads watched files ends this process."""
+        # at the end of each turn it writes them all the same
+        log.symlink_to(os.devnull)
+        cvine.vine_enable_perf_log(self._manager._taskvine, log.name)
+        self._manager.tune("perf-log-interval", _LONG_S)
+
+    def _given_back(self) -> QueueEnded:
+        """Return a task whose worker has left."""
+        number, worker = self._lost.popitem()
+        self._taken_back.add(number)
+        self._open().cancel_by_task_id(number)
+        return QueueEnded(id=number, status="lost", exit_code=-1, worker=worker)
 
     def _ended(self, task: Any) -> QueueEnded | None:
         number = int(task.id)
         result = int(cvine.vine_task_get_result(task._task))
         worker = self._at.pop(number, "")
         self._lost.pop(number, None)
+        self._sent.pop(number, None)
         for file in self._own.pop(number, ()):
             self._open().undeclare_file(file)
         if result == _CANCELLED or number in self._taken_back:
@@ -216,6 +249,8 @@ class TaskVineQueue(Queue):
         for event in events:
             if isinstance(event, QueueTaskPlaced):
                 self._at[event.id] = event.worker
+                if event.id in self._sent:
+                    self._sent.pop(event.id).set_time_start(_NEVER_US)
             elif isinstance(event, QueueWorkerLeft):
                 gone = [number for number, at in self._at.items() if at == event.worker]
                 self._lost |= {number: self._at.pop(number) for number in gone}
@@ -225,6 +260,12 @@ class TaskVineQueue(Queue):
         if self._manager is None:
             raise EngineError("The queue was closed.", fix="make a new executor")
         return self._manager
+
+
+def _direct(complaints: Path | None) -> None:
+    # after the last queue there is nothing to complain about
+    if complaints is not None:
+        cvine.vine_enable_debug_log(str(complaints))
 
 
 def _kept(source: Path, target: Path) -> Path:

@@ -22,6 +22,7 @@ from hepscale.executor.engines.queue import (
     QueueWorkerLeft,
     QueueWorkerRefused,
 )
+from hepscale.executor.engines.queue_room import Room
 from hepscale.executor.engines.shipment import Shipment, command
 from hepscale.executor.engines.tail import Tail
 from hepscale.executor.task import (
@@ -122,6 +123,7 @@ class WorkQueueEngine:
         self._refusals, self._worked_s = 0, float("-inf")
         self._unsent = 0
         self._said: set[str] = set()
+        self._room = Room()
         # workers by their addresses, and when each worker and host broke off in vain at which
         self._at: dict[str, QueueWorkerJoined] = {}
         self._in_vain: dict[str, dict[str, float]] = {}
@@ -172,6 +174,7 @@ class WorkQueueEngine:
             ended = queue.wait(0.0 if at_once else max(end - time.monotonic(), 0.0))
             self._unsent = max(self._unsent - 1, 0)
             self._hear()
+            self._check_room()
             for running in self._running.values():
                 self._tail(running)
             if ended is not None:
@@ -368,6 +371,11 @@ class WorkQueueEngine:
                 running.remove()
                 reason = "the worker that had the memory for it has gone"
                 self._events.append(TaskEnded(running.task.id, "lost", reason))
+
+    def _check_room(self) -> None:
+        manager, places = self._open(), [running.worker for running in self._running.values()]
+        own = manager.workers is not None
+        self._say(self._room.check(manager.joined.values(), places, own=own))
 
     def _say(self, text: str, *, lasting: bool = False) -> None:
         # it comes again every few seconds
