@@ -208,7 +208,7 @@ class _Forkserver:
             if task is not None:
                 self._reap(task, os.waitstatus_to_exitcode(status), used)
             elif pid in self._helpers():
-                sys.stderr.write("what makes the sandboxes of tasks was killed\n")
+                sys.stderr.write("a process that the sandboxes of tasks need was killed\n")
                 self.over = True
         for task in self.tasks.values():
             task.watch()

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    # is given a repository and /dev/fuse, starts what serves it, returns the options to mount it
-    Start = Callable[[str, int], str]
+    from .nursery import Nursery
+
+    # is given a repository and /dev/fuse; starts what serves it, and returns the options to mount
+    # it and the number of that process
+    Start = Callable[[str, int], tuple[str, int]]
 
 __all__ = ["Sandbox", "Unusable", "arrange", "mount_fuse", "why_not"]
 
@@ -57,8 +60,8 @@ class Sandbox:
     def __init__(self, kind: str = "none", why: str = "") -> None:
         self.kind, self.why = kind, why
         self.repositories: dict[str, str] = {}
-        self.nursery: cells.Nursery | None = None
-        # processes of ours that are no tasks
+        self.nursery: Nursery | None = None
+        # processes that are no tasks; without one of them there is no sandbox
         self.helpers: set[int] = set()
 
     def told(self) -> dict[str, Any]:
@@ -121,7 +124,15 @@ def arrange(settings: dict[str, Any], start: Start | None = None) -> Sandbox:
 def _nothing(settings: dict[str, Any], why: str = "") -> Sandbox:
     """Return that there is no sandbox; repositories are those that the machine has."""
     sandbox = Sandbox(why=why)
-    sandbox.repositories = _repositories(settings.get("cvmfs"), None)
+    sandbox.repositories = _find(settings.get("cvmfs"))
+    for name, how in sandbox.repositories.items():
+        if how == "client":
+            raise Unusable(
+                f"The repository {name} is not there.",
+                f"/cvmfs/{name}",
+                why or "this machine has not mounted it, and no client was asked for",
+                'HepScaleExecutor(interposer="auto"), on workers that allow user namespaces',
+            )
     return sandbox
 
 
@@ -210,8 +221,13 @@ def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Start | N
     """Return the sandbox, in the world: with its repositories, and a nursery."""
     sandbox = Sandbox("userns")
     syscalls.keep_to_self()
-    sandbox.repositories = _repositories(settings.get("cvmfs"), start)
-    sandbox.nursery = world.nursery(settings, wanted)
+    sandbox.repositories = _find(settings.get("cvmfs"))
+    missing = [name for name, how in sandbox.repositories.items() if how == "client"]
+    if missing:
+        _add_to_cvmfs(missing)
+    for name in missing:
+        sandbox.helpers.add(_serve(name, start))
+    sandbox.nursery = world.start_nursery(settings, wanted)
     sandbox.nursery.prepare()
     sandbox.helpers.add(sandbox.nursery.pid)
     return sandbox
@@ -220,7 +236,7 @@ def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Start | N
 def _rehearse(settings: dict[str, Any]) -> None:
     wanted = settings.get("interposer") or {}
     world.enter()
-    nursery = world.nursery(settings, wanted)
+    nursery = world.start_nursery(settings, wanted)
     cell = nursery.cell(settings["dir"], (), None)
     pid = cell.fork()
     if pid == 0:
@@ -240,19 +256,14 @@ def _rehearse(settings: dict[str, Any]) -> None:
 # -- repositories ----------------------------------------------------------------------------------
 
 
-def _repositories(cvmfs: dict[str, Any] | None, start: Start | None) -> dict[str, str]:
-    """See to it that repositories are below ``/cvmfs``; return how they came there."""
+def _find(cvmfs: dict[str, Any] | None) -> dict[str, str]:
+    """Return for each repository that is wanted whether the machine has "mounted" it, or not."""
     found = dict.fromkeys(_names(cvmfs), "client")
     for name in found:
         # one that the machine mounts on demand shows when it is looked into
         with contextlib.suppress(OSError):
             if os.listdir(f"/cvmfs/{name}"):
                 found[name] = "mounted"
-    missing = [name for name, how in found.items() if how == "client"]
-    if missing and start is not None:
-        _add_to_cvmfs(missing)
-    for name in missing:
-        _serve(name, f"/cvmfs/{name}", start)
     return found
 
 
@@ -271,16 +282,21 @@ def _add_to_cvmfs(names: list[str]) -> None:
     syscalls.bind(begun, "/cvmfs")
 
 
-def _serve(name: str, target: str, start: Start | None) -> None:
-    if start is None:
-        raise Unusable(
-            f"The repository {name} is not there.",
-            target,
-            "this machine has not mounted it",
-            f"ls {target}",
-        )
+def _serve(name: str, start: Start | None) -> int:
+    """Mount a repository; return the process that serves it."""
+    served: list[int] = []
+
+    def begin(device: int) -> str:
+        assert start is not None
+        options, pid = start(name, device)
+        served.append(pid)
+        return options
+
+    target = f"/cvmfs/{name}"
     try:
-        mount_fuse(target, lambda device: start(name, device))
+        if start is None:
+            raise OSError(errno.ENOSYS, "there is no client for it")
+        mount_fuse(target, begin)
     except OSError as error:
         raise Unusable(
             f"The repository {name} cannot be mounted on {os.uname().nodename}.",
@@ -288,6 +304,7 @@ def _serve(name: str, target: str, start: Start | None) -> None:
             "there is no /dev/fuse on this machine, or it is not for all users",
             "ls -l /dev/fuse there; or ask for workers that have /cvmfs",
         ) from None
+    return served[0]
 
 
 # -- why not ---------------------------------------------------------------------------------------

@@ -245,6 +245,16 @@ def test_allow(place):
     assert (changed / "written").exists()
 
 
+def test_the_folders_of_the_machine_in_place_of_private_ones(place):
+    """What lies there is neither the task's memory nor what it left."""
+    with sandboxes.server(place, name="machine", allow=["/tmp:rw"]) as one:
+        source = "open('/var/tmp/x', 'w').write('12'); import os; result = os.listdir('/tmp')"
+        ended, found = one.run("a", source, memory_mb=100)
+        assert (ended["status"], ended["left"]) == ("done", {"files": 1, "bytes": 2})
+        assert set(found) & set(os.listdir("/tmp"))
+        assert ended["memory_mb"] < 50
+
+
 def test_only_outputs(place):
     source = WRITE % ([".", "tmp", "/tmp"],)
     with sandboxes.server(place, name="outputs", writes="outputs") as one:
