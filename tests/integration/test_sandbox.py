@@ -280,6 +280,25 @@ def test_older_kernels_make_mounts_read_only_one_by_one(place):
     assert {"ro", "nosuid", "nodev"} <= set(flags["/cvmfs"])
 
 
+# -- repositories ----------------------------------------------------------------------------------
+
+
+def test_a_repository_that_is_served(place):
+    """By a program that knows one folder: it is there in a cell, read-only."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("there is no /dev/fuse for this user")
+    script = Path(__file__).parents[1] / "fuse_stub.py"
+    command = [sandboxes.SYSTEM_PYTHON, str(script), str(place.shared / "worker")]
+    done = subprocess.run(
+        [*command, str(place.shared)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    mode, names, read_only, told = json.loads(done.stdout)
+    assert (mode, names, read_only) == ("0o40755", ["stub.example.org"], True)
+    assert told["cvmfs"] == {"stub.example.org": "client"}
+    assert not os.path.exists("/cvmfs/stub.example.org")
+
+
 # -- where it cannot be had ------------------------------------------------------------------------
 
 
