@@ -91,8 +91,9 @@ def arrange(settings: dict[str, Any], start: Start | None = None) -> Sandbox:
         told = json.loads(inside)
         settings["prefix"] = told["prefix"]
         if told["kind"] == "parrot":
-            # the parent is Parrot, which has the number that was the forkserver's
-            settings.update(manager_pid=os.getppid(), since=settings.get("since"))
+            if not settings.get("since"):
+                # the parent is Parrot, which has the number that was the forkserver's
+                settings["manager_pid"] = os.getppid()
             sandbox = Sandbox("parrot", told["why"])
             sandbox.repositories = dict.fromkeys(_names(settings.get("cvmfs")), "parrot")
             return sandbox
@@ -312,7 +313,9 @@ def _serve(name: str, start: Start | None) -> int:
 
 def _reason(error: BaseException) -> str:
     """Return why there is no sandbox, as a person would say it."""
-    said = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        said = ": ".join(str(one) for one in (error.filename, error.strerror) if one)
     return "; ".join([said, *_circumstances(error)])
 
 
