@@ -67,8 +67,12 @@ class Nursery:
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _alone(inner, parent)
-            self._serve()
+            try:
+                _alone(inner, parent)
+                self._serve()
+            finally:
+                # never back into the forkserver's program
+                os._exit(1)
         inner.close()
 
     def cell(self, folder: str, shown: Iterable[str], memory_mb: float | None) -> Cell:
@@ -134,7 +138,12 @@ class Nursery:
                 os._exit(1)
             if not data:
                 os._exit(0)
-            if os.fork() == 0:
+            try:
+                pid = os.fork()
+            except OSError:
+                # too many processes: it is heard of by the connection that closes
+                pid = -1
+            if pid == 0:
                 channel.close()
                 self._make(socket.socket(fileno=descriptors[0]))
             os.close(descriptors[0])
