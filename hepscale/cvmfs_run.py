@@ -14,9 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hepscale.errors import EngineError
-from hepscale.worker import proc, sandbox, world
-from hepscale.worker.cvmfs import RepositoryError
-from hepscale.worker.cvmfs.launch import Launcher
+from hepscale.worker import Unusable, proc, repositories, sandbox, world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +65,9 @@ def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoRetu
     try:
         proc.die_with_parent()
         world.enter()
-        # a file would be left if this is killed
-        settings = os.memfd_create("settings", 0)
-        os.write(settings, json.dumps(told).encode())
-        sandbox.mount_repositories(told, Launcher(f"/proc/self/fd/{settings}"))
-        os.close(settings)
+        for notice in repositories.provide(told).notices:
+            sys.stderr.write(f"note: {notice}\n")
+        sys.stderr.flush()
         os.close(writing)
         code = _run(line)
     except BaseException as error:  # noqa: BLE001
@@ -107,14 +103,11 @@ def _code(status: int) -> int:
 
 
 def _explained(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, RepositoryError):
-        items = [error.item] if error.item else []
-        return {"fact": error.fact, "items": items, "cause": error.cause, "fix": error.fix}
-    if isinstance(error, sandbox.Unusable):
-        return {"fact": str(error).removeprefix("HepScale: ").rstrip()}
+    if isinstance(error, Unusable):
+        return {"fact": error.fact, "items": [error.item], "cause": error.cause, "fix": error.fix}
     return {
         "fact": "Nothing can be mounted on this machine.",
-        "items": [f"{type(error).__name__}: {error}"],
+        "items": [sandbox.reason(error)],
         "cause": "it does not let users have namespaces, or it is a container that may not",
         "fix": "hepscale doctor",
     }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hepscale.config import Settings
     from hepscale.errors import HepScaleError
 
-__all__ = ["Interposer", "explain", "fallback", "given", "interposed", "told"]
+__all__ = ["Interposer", "explain", "given", "interposed", "notices", "told"]
 
 _KINDS = ("auto", "none", "userns", "parrot")
 _WRITES = ("folder", "outputs")
@@ -84,9 +84,23 @@ def given(value: Interposer | str | None) -> dict[str, Any] | None:
 
 
 def told(settings: Settings) -> dict[str, Any]:
-    """Return what a forkserver is told of it, with the settings that it is told besides."""
+    """Return what a forkserver is told of it, and of CVMFS.
+
+    Raises
+    ------
+    ConfigError
+        The settings of CVMFS cannot be used, or only with another interposer.
+    """
     wanted = settings.interposer
     kind = wanted.kind or ("auto" if settings.cvmfs else "none")
+    if settings.cvmfs and settings.cvmfs.how == "parrot":
+        if kind not in ("auto", "parrot"):
+            raise ConfigError(
+                f"Parrot cannot give repositories to tasks of interposer={kind!r}.",
+                cause='[cvmfs] has how = "parrot"',
+                fix='HepScaleExecutor(interposer="parrot"), or CvmfsConfig(how="auto")',
+            )
+        kind = "parrot"
     if kind == "none" and not settings.cvmfs:
         return {"interposer": None, "cvmfs": None}
     return {
@@ -107,9 +121,10 @@ def interposed(ready: Mapping[str, Any], ended: Mapping[str, Any]) -> Interposed
     return Interposed(inside["kind"], inside["why"], repositories, left["files"], left["bytes"])
 
 
-def fallback(why: str) -> str:
-    """Return what is said where "auto" has found no sandbox; empty: it has."""
-    return f"Tasks run without a sandbox: {why}." if why else ""
+def notices(inside: Mapping[str, Any]) -> list[str]:
+    """Return what is said once of what tasks run in: "auto" has found nothing, an old revision."""
+    fallback = [f"Tasks run without a sandbox: {inside['why']}."] if inside["why"] else []
+    return [*fallback, *inside["notices"]]
 
 
 def explain(error: HepScaleError, settings: Settings) -> None:

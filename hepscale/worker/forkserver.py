@@ -9,11 +9,11 @@ connects to the socket ``s`` in its folder and sends one JSON object a line::
     {"op": "kill", "id": ...}
 
 and receives ``{"ev": "ready", "pid": ..., "hepscale": ..., "python": ..., "glibc": ..., "prefix":
-..., "interposer": {"kind": ..., "why": ..., "cvmfs": {...}}}`` once, then for each task ``{"ev":
-"ended", "id": ..., "status": "done" | "died" | "memory" | "cancelled", "detail": ..., "cpu_s": ...,
-"wall_s": ..., "memory_mb": ..., "left": {"files": ..., "bytes": ...}}``. The tasks of a client
-die with its connection; the forkserver ends with its manager or when it was idle for long; all its
-folders go with it.
+..., "interposer": {"kind": ..., "why": ..., "cvmfs": {...}, "notices": [...]}}`` once, then for
+each task ``{"ev": "ended", "id": ..., "status": "done" | "died" | "memory" | "cancelled", "detail":
+..., "cpu_s": ..., "wall_s": ..., "memory_mb": ..., "left": {"files": ..., "bytes": ...}}``. The
+tasks of a client die with its connection; the forkserver ends with its manager or when it was idle
+for long; all its folders go with it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import UNUSABLE, VERSION, absent, child, chunks, proc, scratch
+from . import UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
 from .process import NOTHING_LEFT, TaskProcess
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _IDLE_LOOK_S = 1.0
 # and would look seconds later
 _REMIND_S = (0.05, 0.5)
 
-_NO_SANDBOX: dict[str, Any] = {"kind": "none", "why": "", "cvmfs": {}}
+_NO_SANDBOX: dict[str, Any] = {"kind": "none", "why": "", "cvmfs": {}, "notices": []}
 
 
 class _Client:
@@ -208,7 +208,7 @@ class _Forkserver:
             if task is not None:
                 self._reap(task, os.waitstatus_to_exitcode(status), used)
             elif pid in self._helpers():
-                sys.stderr.write("what makes the sandboxes of tasks was killed\n")
+                sys.stderr.write("a process that the sandboxes of tasks need was killed\n")
                 self.over = True
         for task in self.tasks.values():
             task.watch()
@@ -289,19 +289,10 @@ def _sandbox(settings: dict[str, Any]) -> Sandbox | None:
     if not settings.get("interposer"):
         return None
     # what it imports is of no use to others
-    from .sandbox import Unusable, arrange
+    from .sandbox import arrange
 
-    start = None
-    repositories = settings.get("cvmfs")
-    if repositories and repositories["how"] != "mounted":
-        from .cvmfs.launch import Launcher
-
-        told = os.path.join(settings["dir"], "cvmfs.json")
-        with open(told, "w", encoding="utf-8") as stream:
-            json.dump(repositories, stream)
-        start = Launcher(told)
     try:
-        return arrange(settings, start)
+        return arrange(settings)
     except Unusable as error:
         sys.stderr.write(str(error))
         sys.exit(UNUSABLE)

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 
+from . import repositories
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -80,7 +82,8 @@ def command(
     cvmfs = settings.get("cvmfs") or {}
     environ = {}
     if cvmfs.get("repositories"):
-        environ["PARROT_CVMFS_REPO"] = " ".join(map(_repository, cvmfs["repositories"]))
+        told = [_repository(one, folder) for one in cvmfs["repositories"]]
+        environ["PARROT_CVMFS_REPO"] = " ".join(told)
         environ["HTTP_PROXY"] = cvmfs.get("proxies", "")
     if cvmfs.get("alien_cache"):
         environ["PARROT_CVMFS_ALIEN_CACHE"] = cvmfs["alien_cache"]
@@ -99,6 +102,7 @@ def _mounts(folder: str, private: str, wanted: dict[str, Any]) -> list[str]:
     return [*hidden, *lines]
 
 
-def _repository(one: dict[str, Any]) -> str:
-    """Return how Parrot is told of a repository: ``NAME:url=...,pubkey=...``."""
-    return f"{one['name']}:url={';'.join(one['servers'])}"
+def _repository(one: dict[str, Any], folder: str) -> str:
+    """Return how Parrot is told of a repository: ``NAME:pubkey=...,url=...``."""
+    keys = ":".join(repositories.write_keys(one, os.path.join(folder, "parrot-keys")))
+    return f"{one['name']}:pubkey={keys},url={';'.join(one['servers'])}"

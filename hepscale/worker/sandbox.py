@@ -15,28 +15,20 @@ import os
 import select
 import sys
 
-from . import cells, parrot, syscalls, world
-from .cvmfs import RepositoryError
+from . import Unusable, cells, parrot, repositories, syscalls, world
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
-    from .cvmfs.launch import Launcher
+    from .nursery import Nursery
 
-__all__ = ["Sandbox", "Unusable", "arrange", "mount_fuse", "mount_repositories", "why_not"]
+__all__ = ["Sandbox", "arrange", "reason", "why_not"]
 
 # says to a forkserver that has started anew what it is in
 _INSIDE = "HEPSCALE_WORLD"
 _PROBE_S = 30.0
-
-
-class Unusable(Exception):
-    """A required sandbox, or a repository, cannot be had; the text says why, and what to do."""
-
-    def __init__(self, fact: str, item: str, cause: str, fix: str) -> None:
-        super().__init__(f"HepScale: {fact}\n  {item}\nLikely cause: {cause}\nNext: {fix}\n")
 
 
 class Sandbox:
@@ -49,7 +41,9 @@ class Sandbox:
     why
         Why it is not what was hoped for; empty: it is.
     repositories
-        How each one came to be below ``/cvmfs``: "mounted" by the machine, or "client".
+        How each one came to be below ``/cvmfs``, see `repositories.Provided`, or "parrot".
+    notices
+        What is to be said of them.
     nursery
         Makes roots for tasks; None: they have that of the forkserver.
     """
@@ -57,16 +51,23 @@ class Sandbox:
     def __init__(self, kind: str = "none", why: str = "") -> None:
         self.kind, self.why = kind, why
         self.repositories: dict[str, str] = {}
-        self.nursery: cells.Nursery | None = None
-        # processes of ours that are no tasks
+        self.notices: list[str] = []
+        self.nursery: Nursery | None = None
+        # processes that are no tasks; without one of them there is no sandbox
         self.helpers: set[int] = set()
 
     def told(self) -> dict[str, Any]:
         """Return what a client is told."""
-        return {"kind": self.kind, "why": self.why, "cvmfs": self.repositories}
+        told = {"kind": self.kind, "why": self.why, "cvmfs": self.repositories}
+        return {**told, "notices": self.notices}
+
+    def add(self, provided: repositories.Provided) -> None:
+        """Take over repositories and the processes that serve them."""
+        self.repositories, self.notices = provided.ways, provided.notices
+        self.helpers |= provided.processes
 
 
-def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
+def arrange(settings: dict[str, Any]) -> Sandbox:
     """Return what tasks run in; comes back only in the process that is to fork them.
 
     Parameters
@@ -74,8 +75,6 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
     settings
         Of the forkserver; of them ``interposer`` (``kind``, ``allow``, ``network``, ``writes``,
         ``parrot``), ``cvmfs`` and ``sys_path``. Without the first: nothing.
-    start
-        Starts what serves a repository.
 
     Raises
     ------
@@ -88,12 +87,15 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
         told = json.loads(inside)
         settings["prefix"] = told["prefix"]
         if told["kind"] == "parrot":
-            # the parent is Parrot, which has the number that was the forkserver's
-            settings.update(manager_pid=os.getppid(), since=settings.get("since"))
+            if not settings.get("since"):
+                # the parent is Parrot, which has the number that was the forkserver's
+                settings["manager_pid"] = os.getppid()
             sandbox = Sandbox("parrot", told["why"])
-            sandbox.repositories = dict.fromkeys(_names(settings.get("cvmfs")), "parrot")
+            sandbox.repositories = dict.fromkeys(
+                repositories.names(settings.get("cvmfs")), "parrot"
+            )
             return sandbox
-        return _prepared(settings, wanted, start)
+        return _prepared(settings, wanted)
     if wanted["kind"] == "none":
         return _nothing(settings)
     reasons = []
@@ -121,7 +123,7 @@ def arrange(settings: dict[str, Any], start: Launcher | None = None) -> Sandbox:
 def _nothing(settings: dict[str, Any], why: str = "") -> Sandbox:
     """Return that there is no sandbox; repositories are those that the machine has."""
     sandbox = Sandbox(why=why)
-    sandbox.repositories = mount_repositories(settings.get("cvmfs"), None)
+    sandbox.add(repositories.provide(settings.get("cvmfs"), why_not=why))
     return sandbox
 
 
@@ -135,7 +137,7 @@ def why_not(settings: dict[str, Any]) -> str:
             os.close(reading)
             _rehearse(settings)
         except BaseException as error:
-            text = _reason(error)
+            text = reason(error)
         finally:
             os.write(writing, text.encode())
             os._exit(0)
@@ -151,29 +153,6 @@ def why_not(settings: dict[str, Any]) -> str:
         os.close(reading)
         _, status = os.waitpid(pid, 0)
     return text or ("the system ended what tried it, as filters do" if status else "")
-
-
-def mount_fuse(target: str, start: Callable[[int], str]) -> None:
-    """Mount what a server of FUSE shows at `target`.
-
-    Parameters
-    ----------
-    target
-        A folder.
-    start
-        Is given ``/dev/fuse``, starts the server with it, and returns the options to mount with.
-
-    Raises
-    ------
-    OSError
-        There is no FUSE here, or it is not ours to use.
-    """
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
-        syscalls.mount("hepscale", target, "fuse", flags, start(device))
-    finally:
-        os.close(device)
 
 
 # -- the world -------------------------------------------------------------------------------------
@@ -206,14 +185,12 @@ def _start_under_parrot(
 # -- what tasks see of it --------------------------------------------------------------------------
 
 
-def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Launcher | None) -> Sandbox:
+def _prepared(settings: dict[str, Any], wanted: dict[str, Any]) -> Sandbox:
     """Return the sandbox, in the world: with its repositories, and a nursery."""
     sandbox = Sandbox("userns")
     syscalls.keep_to_self()
-    sandbox.repositories = mount_repositories(settings.get("cvmfs"), start)
-    if start is not None:
-        sandbox.helpers |= start.pids
-    sandbox.nursery = world.nursery(settings, wanted)
+    sandbox.add(repositories.provide(settings.get("cvmfs"), folder=settings["dir"]))
+    sandbox.nursery = world.start_nursery(settings, wanted)
     sandbox.nursery.prepare()
     sandbox.helpers.add(sandbox.nursery.pid)
     return sandbox
@@ -222,7 +199,8 @@ def _prepared(settings: dict[str, Any], wanted: dict[str, Any], start: Launcher 
 def _rehearse(settings: dict[str, Any]) -> None:
     wanted = settings.get("interposer") or {}
     world.enter()
-    nursery = world.nursery(settings, wanted)
+    repositories.rehearse(settings.get("cvmfs"))
+    nursery = world.start_nursery(settings, wanted)
     cell = nursery.cell(settings["dir"], (), None)
     pid = cell.fork()
     if pid == 0:
@@ -239,69 +217,14 @@ def _rehearse(settings: dict[str, Any]) -> None:
         raise cells.CellError("a process could not enter it")
 
 
-# -- repositories ----------------------------------------------------------------------------------
-
-
-def mount_repositories(cvmfs: dict[str, Any] | None, start: Launcher | None) -> dict[str, str]:
-    """See to it that repositories are below ``/cvmfs``; return how they came there."""
-    found = dict.fromkeys(_names(cvmfs), "client")
-    if cvmfs is None or cvmfs["how"] != "client":
-        for name in found:
-            # one that the machine mounts on demand shows when it is looked into
-            with contextlib.suppress(OSError):
-                if os.listdir(f"/cvmfs/{name}"):
-                    found[name] = "mounted"
-    missing = [name for name, how in found.items() if how == "client"]
-    if missing and start is not None:
-        _add_to_cvmfs(missing)
-    for name in missing:
-        _serve(name, f"/cvmfs/{name}", start)
-    return found
-
-
-def _names(cvmfs: dict[str, Any] | None) -> list[str]:
-    return [one["name"] for one in (cvmfs or {}).get("repositories", ())]
-
-
-def _add_to_cvmfs(names: list[str]) -> None:
-    """Make room below ``/cvmfs``, which may be the machine's own, for more repositories."""
-    begun = "/hepscale/cvmfs"
-    os.mkdir(begun)
-    for name in {*os.listdir("/cvmfs"), *names}:
-        os.mkdir(f"{begun}/{name}")
-        if name not in names:
-            syscalls.bind(f"/cvmfs/{name}", f"{begun}/{name}")
-    syscalls.bind(begun, "/cvmfs")
-
-
-def _serve(name: str, target: str, start: Launcher | None) -> None:
-    if start is None:
-        raise Unusable(
-            f"The repository {name} is not there.",
-            target,
-            "this machine has not mounted it",
-            f"ls {target}",
-        )
-    try:
-        mount_fuse(target, lambda device: start(name, device))
-    except RepositoryError as error:
-        cause, fix = error.cause or "its server, or its keys", error.fix or "hepscale cvmfs --help"
-        raise Unusable(error.fact, error.item or name, cause, fix) from None
-    except OSError as error:
-        raise Unusable(
-            f"The repository {name} cannot be mounted on {os.uname().nodename}.",
-            f"{target}: {error}",
-            "there is no /dev/fuse on this machine, or it is not for all users",
-            "ls -l /dev/fuse there; or ask for workers that have /cvmfs",
-        ) from None
-
-
 # -- why not ---------------------------------------------------------------------------------------
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return why there is no sandbox, as a person would say it."""
-    said = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        said = ": ".join(str(one) for one in (error.filename, error.strerror) if one)
     return "; ".join([said, *_circumstances(error)])
 
 

@@ -7,13 +7,13 @@ import os
 import stat
 import sys
 
-from . import cells, syscalls
+from . import nursery, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ENVIRONMENT", "enter", "nursery"]
+__all__ = ["ENVIRONMENT", "enter", "start_nursery"]
 
 ENVIRONMENT = "/hepscale/environment"
 _READY = "/hepscale/shown"
@@ -36,7 +36,7 @@ def enter() -> None:
     for name in set(os.listdir("/")) - {"hepscale"}:
         _copy(f"/{name}", f"{new}/{name}")
     os.makedirs(f"{new}/cvmfs", exist_ok=True)
-    for path in (ENVIRONMENT, _READY, cells.CELL):
+    for path in (ENVIRONMENT, _READY, nursery.CELL):
         os.makedirs(new + path)
     # whoever does not pack has several folders for it: they are shown where they are, too
     syscalls.bind(sys.prefix, new + ENVIRONMENT)
@@ -101,7 +101,7 @@ def _copy(source: str, target: str) -> None:
 # -- what tasks see of it --------------------------------------------------------------------------
 
 
-def nursery(settings: dict[str, Any], wanted: dict[str, Any]) -> cells.Nursery:
+def start_nursery(settings: dict[str, Any], wanted: dict[str, Any]) -> nursery.Nursery:
     """Start what makes roots for tasks; to be called in the world.
 
     Parameters
@@ -132,7 +132,7 @@ def nursery(settings: dict[str, Any], wanted: dict[str, Any]) -> cells.Nursery:
                 if not writable:
                     syscalls.read_only(ready)
                 shown.append((name, ready))
-    return cells.Nursery(
+    return nursery.Nursery(
         shown,
         links,
         network=wanted.get("network", True),

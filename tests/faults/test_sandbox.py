@@ -46,11 +46,13 @@ def engine():
 def place():
     if not os.path.exists(sandboxes.SYSTEM_PYTHON):
         pytest.skip("this system has no Python of its own")
-    before = Path("/proc/self/mountinfo").read_text()
     one = sandboxes.Place()
     yield one
     sandboxes.wait_until(lambda: not sandboxes.alive(str(one.shared)))
-    assert Path("/proc/self/mountinfo").read_text() == before
+    # others on this machine may mount what they like
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert str(one.folder) not in mounts
+    assert " /hepscale/" not in mounts
     one.remove()
 
 
@@ -75,9 +77,12 @@ while True:
         folder = one.begin("bomb", source)
         sandboxes.wait_until((folder / "busy").exists)
         sandboxes.wait_until(lambda: len(sandboxes.alive(str(place.shared))) > 100)
+        # there is hardly a process left for others of the same user: that is not their end
+        one.begin("meanwhile", "result = 1")
         one.send({"op": "kill", "id": "bomb"})
-        ended = one.event()
-        assert (ended["id"], ended["status"]) == ("bomb", "cancelled")
+        ended = {told["id"]: told["status"] for told in (one.event(), one.event())}
+        assert ended["bomb"] == "cancelled"
+        assert ended["meanwhile"] in {"done", "died"}
         # forkserver, nursery, and the cell of the next task
         sandboxes.wait_until(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
         assert one.run("after", "result = 1")[1] == 1

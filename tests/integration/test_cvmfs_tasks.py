@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import publisher
 import pytest
+from objects import closed
 from packed import calculate
 from publisher import File
 
+import hepscale
 from hepscale import CvmfsConfig, Workers, doctor
+from hepscale.config import load_settings
 from hepscale.errors import HepScaleError
+from hepscale.executor import cvmfs, interposer
 
 pytestmark = pytest.mark.usefixtures("few", "nothing_left")
 
@@ -76,3 +82,76 @@ def test_a_repository_that_cannot_be_had_ends_the_run(config):
     broken = CvmfsConfig(**{**config.table(), "repositories": ["gone.example.org"]})
     with pytest.raises(HepScaleError, match=r"gone\.example\.org"):
         calculate(work, cvmfs=broken)
+
+
+CLIENT = """\
+import json, os, sys
+sys.path.insert(0, {top!r})
+from hepscale.worker import repositories
+foreground, option, config, name, target = sys.argv[1:]
+assert (foreground, option, name) == ("-f", "-o", {name!r}), sys.argv
+assert open(config.removeprefix("config=")).read().count("CVMFS_") > 8
+print("asked", file=open({asked!r}, "a"))
+{then}
+"""
+# what stands for the client of CVMFS, which is not to be had here, mounts by way of ours
+MOUNTS = """\
+found = repositories.Provided()
+repositories._run_ours(json.load(open({told!r})), name, found)
+os.waitpid(*found.processes, 0)
+"""
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, works):
+    table = {**config.table(), "repositories": [NAME]}
+    told = cvmfs.for_workers(load_settings(cvmfs=table).cvmfs)
+    (tmp_path / "told").write_text(json.dumps(told))
+    then = MOUNTS.format(told=str(tmp_path / "told")) if works else "sys.exit('no server')"
+    code = CLIENT.format(
+        top=str(Path(hepscale.__file__).parents[1]), name=NAME, asked=f"{tmp_path}/asked", then=then
+    )
+    program = tmp_path / "bin" / "cvmfs2"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{code}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    # a warm worker has its repositories already
+    hepscale.shutdown()
+    ways = []
+    monkeypatch.setattr(interposer, "interposed", told_by(ways))
+
+    def work(item):
+        with open("/cvmfs/demo.example.org/README") as file:
+            return file.read()
+
+    assert calculate(work, cvmfs=config, environment=None) == ["read me\n"] * 3
+    assert set(ways) == {"cvmfs2" if works else "client"}
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    if not works:
+        only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
+        with pytest.raises(HepScaleError, match="cannot be mounted by cvmfs2"):
+            calculate(work, cvmfs=only, environment=None)
+
+
+def told_by(ways):
+    real = interposer.interposed
+
+    def interposed(ready, ended):
+        ways.append(ready["interposer"]["cvmfs"][NAME])
+        return real(ready, ended)
+
+    return interposed
+
+
+def test_an_older_revision_is_told_of(config, tmp_path):
+    """Nobody answers: what is in the cache is used, and the run says so."""
+    table = {**config.table(), "servers": f"http://{closed()}/@fqrn@"}
+
+    def work(item):
+        with open("/cvmfs/demo.example.org/README") as file:
+            return file.read()
+
+    assert calculate(work, cvmfs=CvmfsConfig(**table), environment=None) == ["read me\n"] * 3
+    (note,) = hepscale.last_run().state.notices
+    assert f"{NAME}: No server" in note or "cache has kept" in note

@@ -245,6 +245,16 @@ def test_allow(place):
     assert (changed / "written").exists()
 
 
+def test_the_folders_of_the_machine_in_place_of_private_ones(place):
+    """What lies there is neither the task's memory nor what it left."""
+    with sandboxes.server(place, name="machine", allow=["/tmp:rw"]) as one:
+        source = "open('/var/tmp/x', 'w').write('12'); import os; result = os.listdir('/tmp')"
+        ended, found = one.run("a", source, memory_mb=100)
+        assert (ended["status"], ended["left"]) == ("done", {"files": 1, "bytes": 2})
+        assert set(found) & set(os.listdir("/tmp"))
+        assert ended["memory_mb"] < 50
+
+
 def test_only_outputs(place):
     source = WRITE % ([".", "tmp", "/tmp"],)
     with sandboxes.server(place, name="outputs", writes="outputs") as one:
@@ -268,6 +278,19 @@ def test_older_kernels_make_mounts_read_only_one_by_one(place):
         path.write_text(text)
     flags = {line.split()[4]: line.split()[5].split(",") for line in mounts.splitlines()}
     assert {"ro", "nosuid", "nodev"} <= set(flags["/cvmfs"])
+
+
+def test_under_parrot(place):
+    """A program that stands for it, and hides nothing, runs the forkserver as its child."""
+    program = place.shared / "parrot_run"
+    options = 'while [ "$1" != -- ]; do shift; done; shift'
+    program.write_text(f'#!/bin/sh\n{options}\n"$@"\n')
+    program.chmod(0o755)
+    with sandboxes.server(place, name="parrot", kind="parrot", parrot=str(program)) as one:
+        assert one.ready["interposer"]["kind"] == "parrot"
+        assert one.ready["pid"] != one.process.pid
+        ended, found = one.run("a", "result = 1")
+        assert (ended["status"], found) == ("done", 1)
 
 
 # -- where it cannot be had ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hepscale.executor import interposer
 from hepscale.executor.failures import describe
 from hepscale.executor.task import Chunk, ChunkKey, Task, TaskEnded, TaskId
 from hepscale.view.state import RunState, apply
-from hepscale.worker import parrot, sandbox, syscalls
+from hepscale.worker import Unusable, parrot, repositories, sandbox, syscalls
 
 # -- settings --------------------------------------------------------------------------------------
 
@@ -31,9 +32,17 @@ def test_nothing_unless_asked_for():
     assert told(interposer={"kind": "none"})["interposer"] is None
 
 
-def test_repositories_want_one():
-    assert told(cvmfs={"repositories": ["x"]})["interposer"]["kind"] == "auto"
-    assert told(cvmfs={"repositories": ["x"]}, interposer="none")["interposer"]["kind"] == "none"
+def table(folder, **more):
+    """Return what is said of a repository."""
+    (folder / "k.pub").write_text("-----BEGIN PUBLIC KEY-----\n")
+    keys = {"proxies": "DIRECT", "keys": [str(folder / "k.pub")]}
+    return {"repositories": ["r.example.org"], "servers": "http://a/@fqrn@", **keys, **more}
+
+
+def test_repositories_want_one(tmp_path):
+    given = table(tmp_path)
+    assert told(cvmfs=given)["interposer"]["kind"] == "auto"
+    assert told(cvmfs=given, interposer="none")["interposer"]["kind"] == "none"
 
 
 def test_a_kind_or_all_of_it():
@@ -155,7 +164,7 @@ def test_reasons(monkeypatch):
         return {"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}.get(path, "")
 
     monkeypatch.setattr(sandbox, "_read", read)
-    said = sandbox._reason(PermissionError(13, "Permission denied", "/proc/self/uid_map"))
+    said = sandbox.reason(PermissionError(13, "Permission denied", "/proc/self/uid_map"))
     assert "AppArmor refuses them" in said
     assert "/proc/self/uid_map" in said
 
@@ -225,7 +234,7 @@ def test_the_command_of_parrot(tmp_path):
     settings = {
         "dir": str(tmp_path),
         "cvmfs": {
-            "repositories": [{"name": "r.example.org", "servers": servers, "keys": []}],
+            "repositories": [{"name": "r.example.org", "servers": servers, "keys": ["PEM"]}],
             "proxies": "http://squid:3128",
             "alien_cache": "/alien",
         },
@@ -236,8 +245,10 @@ def test_the_command_of_parrot(tmp_path):
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     lines = mounts.read_text().splitlines()
     assert {"/home DENY", "/data /data rx", "/out /out rwx", f"/var/tmp {private}"} <= set(lines)
+    key = tmp_path / "parrot-keys" / "r.example.org-0.pub"
+    assert key.read_text() == "PEM"
     assert environ == {
-        "PARROT_CVMFS_REPO": f"r.example.org:url={';'.join(servers)}",
+        "PARROT_CVMFS_REPO": f"r.example.org:pubkey={key},url={';'.join(servers)}",
         "PARROT_CVMFS_ALIEN_CACHE": "/alien",
         "HTTP_PROXY": "http://squid:3128",
     }
@@ -265,12 +276,52 @@ def test_parrot_starts_the_forkserver_again(tmp_path, monkeypatch):
 
 def test_parrot_that_is_missing_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(sandbox.Unusable, match="no parrot_run on the PATH"):
+    with pytest.raises(Unusable, match="no parrot_run on the PATH"):
         sandbox.arrange({"dir": str(tmp_path), "interposer": {"kind": "parrot"}})
 
 
 def test_a_repository_that_is_not_there(tmp_path):
     cvmfs = {"repositories": [{"name": "no.example.org"}]}
     settings = {"dir": str(tmp_path), "interposer": {"kind": "none"}, "cvmfs": cvmfs}
-    with pytest.raises(sandbox.Unusable, match=r"The repository no\.example\.org is not there"):
+    with pytest.raises(Unusable, match=r"The repository no\.example\.org is not there"):
         sandbox.arrange(settings)
+
+
+# -- the machine's own client of CVMFS -------------------------------------------------------------
+
+
+def cvmfs(**more):
+    one = {"name": "r.example.org", "servers": ["http://a/r", "http://b/r"], "keys": ["PEM"]}
+    told = {"cache": None, "alien_cache": None, "quota_mb": 4000, "timeout_s": 5.0}
+    told |= {"direct_timeout_s": 10.0, "retries": 1, "max_ttl_s": 90.0, "variables": {"ARCH": "x"}}
+    told |= {"repositories": [{**one, "root_hash": None, "tag": "v1"}], "how": "auto"}
+    return {**told, "proxies": "http://squid:3128;DIRECT", **more}
+
+
+def test_what_the_client_of_cvmfs_is_told(tmp_path):
+    told = cvmfs()
+    path = repositories._configuration(told["repositories"][0], told, str(tmp_path / "c"))
+    source = f". {path}; echo $CVMFS_SERVER_URL $CVMFS_HTTP_PROXY $CVMFS_REPOSITORY_TAG $ARCH"
+    source += "; echo $CVMFS_MAX_TTL $CVMFS_QUOTA_LIMIT ${CVMFS_ROOT_HASH-none}"
+    source += "; cat $CVMFS_PUBLIC_KEY"
+    said = subprocess.run(["sh", "-c", source], capture_output=True, text=True, check=True).stdout
+    expected = ["http://a/r;http://b/r http://squid:3128;DIRECT v1 x", "2 4000 none", "PEM"]
+    assert said.splitlines() == expected
+    told = cvmfs(alien_cache="/alien")
+    path = repositories._configuration(told["repositories"][0], told, str(tmp_path / "d"))
+    assert {'CVMFS_ALIEN_CACHE="/alien"', 'CVMFS_QUOTA_LIMIT="-1"'} <= {
+        *Path(path).read_text().split()
+    }
+
+
+def test_a_repository_that_only_the_machine_may_mount():
+    with pytest.raises(Unusable, match=r"The repository r\.example\.org is not there"):
+        repositories.provide(cvmfs(how="mounted"))
+
+
+def test_parrot_has_to_be_the_interposer_where_it_gives_repositories(tmp_path):
+    given = table(tmp_path, how="parrot")
+    for kind in (None, "auto", "parrot"):
+        assert told(cvmfs=given, interposer=kind)["interposer"]["kind"] == "parrot"
+    with pytest.raises(ConfigError, match="Parrot cannot give"):
+        told(cvmfs=given, interposer="userns")

@@ -111,7 +111,7 @@ class LocalEngine:
         self._error: HepScaleError | None = None
         self._worker = ""
         self._ready: dict[str, Any] = {}
-        self._why = ""
+        self._said: set[str] = set()
 
     def start(self) -> None:
         """Lease a forkserver, a warm one where there is one; it joins when it is ready."""
@@ -293,10 +293,10 @@ class LocalEngine:
             used, host = self._server.used, os.uname().nodename
             self._events.append(WorkerJoined(self._worker, self._slots, host, warm=used))
             self._ready = message
-            why = interposer.fallback(message["interposer"]["why"])
-            if why and why != self._why:
-                self._why = why
-                self._events.append(Notice(why, lasting=True))
+            for text in interposer.notices(message["interposer"]):
+                if text not in self._said:
+                    self._said.add(text)
+                    self._events.append(Notice(text, lasting=True))
             return
         running = self._running.get(message["id"])
         if running is not None:

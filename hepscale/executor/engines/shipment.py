@@ -50,7 +50,8 @@ class Shipment:
     ) -> None:
         self._manager = manager
         self._preload = preload
-        self._settings = settings
+        self._idle_s = settings.idle_s
+        self._inside = interposer.told(settings)
         self._credentials = credentials
 
     def pack(self, task: Task, folder: Path, memory_mb: int | None) -> tuple[QueueFile, ...]:
@@ -84,12 +85,12 @@ class Shipment:
     ) -> dict[str, Any]:
         environment = task.environment
         served = {
-            "idle_s": self._settings.idle_s,
+            "idle_s": self._idle_s,
             "preload": self._preload,
             "sys_path": None if environment else warm.installed_path(),
             "more_path": warm.mounted_path() if environment else (),
             "known": environment.absent if environment else (),
-            **interposer.told(self._settings),
+            **self._inside,
         }
         about = [served, environment.digest if environment else sys.executable]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

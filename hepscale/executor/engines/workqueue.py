@@ -274,7 +274,8 @@ class WorkQueueEngine:
             self._in_vain.clear()
             usage = Usage(said["wall_s"], said["cpu_s"], said["memory_mb"])
             inside = interposer.interposed(said, said)
-            self._say(interposer.fallback(inside.why), lasting=True)
+            for text in interposer.notices(said["interposer"]):
+                self._say(text, lasting=True)
             return TaskEnded(
                 task_id, said["status"], said["detail"], usage, said["output_tail"], inside
             )

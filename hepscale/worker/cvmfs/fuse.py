@@ -31,7 +31,6 @@ __all__ = [
     "entry",
     "forgotten",
     "initialise",
-    "mount_options",
     "no_entry",
     "statfs",
 ]
@@ -258,11 +257,6 @@ def opened(agreed: Flag, request: Request) -> bytes:
     if agreed & (Flag.NO_OPENDIR_SUPPORT if directory else Flag.NO_OPEN_SUPPORT):
         raise OSError(errno.ENOSYS, "not asked again")
     return _OPEN_OUT.pack(0, _KEEP_CACHE | (_CACHE_DIR if directory else 0), 0)
-
-
-def mount_options(descriptor: int, uid: int, gid: int) -> str:
-    """Return the options of mount(2) for the file system that `descriptor` speaks for."""
-    return f"fd={descriptor},rootmode=40000,user_id={uid},group_id={gid},allow_other"
 
 
 class Connection:

@@ -1,7 +1,8 @@
 """The process behind a mount: it opens a repository, says so, and serves it.
 
 ``python -I -S FOLDER --cvmfs SETTINGS REPOSITORY DESCRIPTOR``: standard output gets one line of
-JSON, ``{"ok": true}`` or what is wrong; nothing is mounted before. The descriptor is ``/dev/fuse``.
+JSON, ``{"ok": true, "notice": ...}`` or what is wrong; nothing is mounted before. The descriptor is
+``/dev/fuse``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .repository import Revision
 
-__all__ = ["main", "mount_options"]
+__all__ = ["main"]
 
 # an answer must not wait long for a thread that is busy with what it fetched
 _SWITCH_S = 0.0005
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         _tell(fact=f"The repository cannot be opened: {error}", item=name, cause="", fix="")
         return 1
-    _tell(ok=True)
+    _tell(ok=True, notice=revision.notice)
     # who stops a command that it serves does not mean this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir("/")
@@ -89,8 +90,3 @@ def _tell(**line: object) -> None:
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
     os.close(nowhere)
-
-
-def mount_options(descriptor: int) -> str:
-    """Return the options with which mount(2) mounts type ``fuse`` for this user."""
-    return fuse.mount_options(descriptor, os.getuid(), os.getgid())

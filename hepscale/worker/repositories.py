@@ -1,0 +1,301 @@
+"""Repositories of CVMFS below ``/cvmfs``: by the machine, by its own client, or by ours.
+
+In this order, unless one way is asked for. What is not mounted yet is mounted in the world of a
+forkserver (`world`), where that is allowed to any user, and goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+from . import Unusable, proc, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Provided", "names", "provide", "rehearse", "write_keys"]
+
+_TOP = "/cvmfs"
+_BEGUN, _TRIED = "/hepscale/cvmfs", "/hepscale/cvmfs-tried"
+_DEVICE = "/dev/fuse"
+_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+_PROGRAM = "cvmfs2"
+_MOUNTED_S = 60.0
+
+
+class Provided:
+    """How repositories came to be below ``/cvmfs``.
+
+    Attributes
+    ----------
+    ways
+        "mounted" by the machine, "cvmfs2", its client, or "client", ours; by repository.
+    notices
+        What is to be said of them.
+    processes
+        What serves them.
+    """
+
+    def __init__(self) -> None:
+        self.ways: dict[str, str] = {}
+        self.notices: list[str] = []
+        self.processes: set[int] = set()
+
+
+def names(cvmfs: dict[str, Any] | None) -> list[str]:
+    """Return the repositories that settings name."""
+    return [one["name"] for one in (cvmfs or {}).get("repositories", ())]
+
+
+def provide(
+    cvmfs: dict[str, Any] | None, *, folder: str = "", why_not: str | None = None
+) -> Provided:
+    """See to it that repositories are below ``/cvmfs``.
+
+    Parameters
+    ----------
+    cvmfs
+        The settings of CVMFS.
+    folder
+        For the files of the machine's own client; empty: it is not used.
+    why_not
+        Why this process can mount nothing; None: it can.
+
+    Raises
+    ------
+    Unusable
+        One of them cannot be had.
+    """
+    found, how = Provided(), (cvmfs or {}).get("how", "auto")
+    missing = _missing(cvmfs)
+    found.ways = dict.fromkeys((one for one in names(cvmfs) if one not in missing), "mounted")
+    if not missing:
+        return found
+    if how == "mounted" or why_not is not None:
+        raise _absent(missing[0], why_not or "")
+    assert cvmfs is not None
+    _make_room(missing)
+    program = shutil.which(_PROGRAM) if folder and how in ("auto", _PROGRAM) else None
+    for one in cvmfs["repositories"]:
+        name = one["name"]
+        if name not in missing:
+            continue
+        if program and _run_theirs(program, one, cvmfs, folder, found):
+            found.ways[name] = _PROGRAM
+        elif how == _PROGRAM:
+            raise _without_theirs(name, program)
+        else:
+            _run_ours(cvmfs, name, found)
+            found.ways[name] = "client"
+    return found
+
+
+def rehearse(cvmfs: dict[str, Any] | None) -> None:
+    """Try to mount a file system that nobody serves, where repositories have to be mounted.
+
+    Raises
+    ------
+    OSError
+        This process may not, or there is no FUSE.
+    """
+    if not _missing(cvmfs) or (cvmfs or {}).get("how") == "mounted":
+        return
+    os.mkdir(_TRIED)
+    device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        syscalls.mount("hepscale", _TRIED, "fuse", _FLAGS, _options(device))
+        syscalls.unmount(_TRIED)
+    finally:
+        os.close(device)
+
+
+def _missing(cvmfs: dict[str, Any] | None) -> list[str]:
+    """Return the repositories that the machine has not mounted, or is not wanted to have."""
+    how = (cvmfs or {}).get("how", "auto")
+    return [one for one in names(cvmfs) if how not in ("auto", "mounted") or not _is_mounted(one)]
+
+
+def _is_mounted(name: str) -> bool:
+    # one that the machine mounts on demand shows when it is looked into
+    with contextlib.suppress(OSError):
+        return bool(os.listdir(f"{_TOP}/{name}"))
+    return False
+
+
+def _absent(name: str, why: str) -> Unusable:
+    return Unusable(
+        f"The repository {name} is not there.",
+        f"{_TOP}/{name} on {os.uname().nodename}" + (f": {why}" if why else ""),
+        "this machine has not mounted it, and nothing else was asked for or could be done",
+        'HepScaleExecutor(interposer="userns") mounts it, on workers that allow user namespaces',
+    )
+
+
+def _make_room(missing: list[str]) -> None:
+    """Make room below ``/cvmfs``, which may be the machine's own, for more repositories."""
+    os.mkdir(_BEGUN)
+    for name in {*os.listdir(_TOP), *missing}:
+        there = f"{_TOP}/{name}"
+        if name in missing:
+            os.mkdir(f"{_BEGUN}/{name}")
+        elif os.path.isdir(there):
+            os.mkdir(f"{_BEGUN}/{name}")
+            syscalls.bind(there, f"{_BEGUN}/{name}")
+    syscalls.bind(_BEGUN, _TOP)
+
+
+# -- our client ------------------------------------------------------------------------------------
+
+
+def _options(device: int) -> str:
+    uid, gid = os.getuid(), os.getgid()
+    return f"fd={device},rootmode=40000,user_id={uid},group_id={gid},allow_other"
+
+
+def _run_ours(cvmfs: dict[str, Any], name: str, found: Provided) -> None:
+    """Start what serves a repository, and mount it once it has been opened.
+
+    Raises
+    ------
+    Unusable
+        It cannot be opened, or there is no FUSE here.
+    """
+    package = os.path.dirname(os.path.abspath(__file__))
+    server = None
+    try:
+        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_fuse(name, error) from None
+    try:
+        # a file would stay if this process were killed
+        told_of = os.memfd_create("settings")
+        os.write(told_of, json.dumps(cvmfs).encode())
+        path = f"/proc/self/fd/{told_of}"
+        server = subprocess.Popen(
+            [sys.executable, "-I", "-S", package, "--cvmfs", path, name, str(device)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=(device, told_of),
+        )
+        os.close(told_of)
+        assert server.stdout is not None
+        with server.stdout as stream:
+            told = json.loads(stream.readline() or "{}")
+        if not told.get("ok"):
+            server.wait()
+            raise _unopened(name, told)
+        syscalls.mount("hepscale", f"{_TOP}/{name}", "fuse", _FLAGS, _options(device))
+    except OSError as error:
+        if server is not None:
+            server.kill()
+            server.wait()
+        raise _no_fuse(name, error) from None
+    finally:
+        # or nobody would notice the end of the server
+        os.close(device)
+    found.processes.add(server.pid)
+    if told.get("notice"):
+        found.notices.append(f"{name}: {told['notice']}")
+
+
+def _unopened(name: str, told: dict[str, Any]) -> Unusable:
+    return Unusable(
+        told.get("fact") or f"The client of the repository {name} has ended before it was open.",
+        f"{told.get('item', '')} ({name}, on {os.uname().nodename})".strip(),
+        told.get("cause") or "it was killed, by a limit of memory or of processes perhaps",
+        told.get("fix") or f"hepscale cvmfs ls {name} /",
+    )
+
+
+def _no_fuse(name: str, error: OSError) -> Unusable:
+    return Unusable(
+        f"The repository {name} cannot be mounted on {os.uname().nodename}.",
+        f"{_TOP}/{name}: {error}",
+        "there is no /dev/fuse on this machine, or it is not for all users",
+        "ls -l /dev/fuse there; or ask for workers that have /cvmfs",
+    )
+
+
+# -- the node's client -----------------------------------------------------------------------------
+
+
+def _run_theirs(
+    program: str, one: dict[str, Any], cvmfs: dict[str, Any], folder: str, found: Provided
+) -> bool:
+    """Mount a repository by the client of CVMFS that the machine has; return whether it did."""
+    name = one["name"]
+    target = f"{_TOP}/{name}"
+    before = os.stat(target).st_dev
+    path = _configuration(one, cvmfs, os.path.join(folder, f"{_PROGRAM}-{name}"))
+    client = subprocess.Popen(
+        [program, "-f", "-o", f"config={path}", name, target],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=proc.die_with_parent,
+    )
+    end = time.monotonic() + _MOUNTED_S
+    while client.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if os.stat(target).st_dev != before:
+                found.processes.add(client.pid)
+                return True
+        time.sleep(0.02)
+    client.kill()
+    client.wait()
+    with contextlib.suppress(OSError):
+        syscalls.unmount(target)
+    return False
+
+
+def _configuration(one: dict[str, Any], cvmfs: dict[str, Any], folder: str) -> str:
+    """Write down for the client of CVMFS what is told to ours; return the file."""
+    os.makedirs(f"{folder}/run", mode=0o700, exist_ok=True)
+    quota_mb, alien, ttl_s = cvmfs["quota_mb"], cvmfs["alien_cache"], cvmfs["max_ttl_s"]
+    said = {
+        **cvmfs["variables"],
+        "CVMFS_SERVER_URL": ";".join(one["servers"]),
+        "CVMFS_PUBLIC_KEY": ":".join(write_keys(one, folder)),
+        "CVMFS_HTTP_PROXY": cvmfs["proxies"],
+        "CVMFS_ROOT_HASH": one["root_hash"],
+        "CVMFS_REPOSITORY_TAG": one["tag"],
+        "CVMFS_CACHE_BASE": f"{cvmfs['cache'] or folder}/{_PROGRAM}",
+        "CVMFS_ALIEN_CACHE": alien,
+        "CVMFS_QUOTA_LIMIT": -1 if quota_mb is None or alien else quota_mb,
+        "CVMFS_SHARED_CACHE": "no",
+        "CVMFS_RELOAD_SOCKETS": f"{folder}/run",
+        "CVMFS_TIMEOUT": max(round(cvmfs["timeout_s"]), 1),
+        "CVMFS_TIMEOUT_DIRECT": max(round(cvmfs["direct_timeout_s"]), 1),
+        "CVMFS_MAX_RETRIES": cvmfs["retries"],
+        "CVMFS_MAX_TTL": None if ttl_s is None else max(round(ttl_s / 60), 1),
+        "CVMFS_CLAIM_OWNERSHIP": "yes",
+    }
+    path = f"{folder}/config"
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.writelines(f'{key}="{value}"\n' for key, value in said.items() if value is not None)
+    return path
+
+
+def write_keys(one: dict[str, Any], folder: str) -> list[str]:
+    """Write the public keys of a repository into a folder, for programs; return the files."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    files = []
+    for at, text in enumerate(one["keys"]):
+        files.append(f"{folder}/{one['name']}-{at}.pub")
+        with open(files[-1], "w", encoding="ascii") as stream:
+            stream.write(text)
+    return files
+
+
+def _without_theirs(name: str, program: str | None) -> Unusable:
+    return Unusable(
+        f"The repository {name} cannot be mounted by {_PROGRAM} on {os.uname().nodename}.",
+        program or f"there is no {_PROGRAM} on the PATH of this machine",
+        "the client of CVMFS is not installed there, or found no server",
+        'CvmfsConfig(how="client") takes the client that HepScale brings',
+    )
