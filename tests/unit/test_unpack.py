@@ -116,6 +116,7 @@ def test_the_forkserver_runs_in_it(plain, tmp_path):
         "pid": process.pid,
         "hepscale": hepscale.__version__,
         "python": sys.version.split()[0],
+        "interposer": {"kind": "none", "why": "", "cvmfs": {}, "notices": []},
         "glibc": os.confstr("CS_GNU_LIBC_VERSION").split()[1],
         "prefix": str(plain.prefix),
     }
