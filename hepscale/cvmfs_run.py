@@ -1,20 +1,23 @@
 """Runs a command that finds repositories below ``/cvmfs``, on a machine that has not mounted them.
 
 A child of this process enters namespaces of its own, mounts the repositories there, and starts the
-command. It ends when the command does, or when this process does; with it end the processes that
-serve the repositories, and with the last of them the mounts.
+command in one of processes. It ends when the command does, or when this process does; with it end
+all that the command has started, the processes that serve the repositories, and with the last of
+them the mounts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hepscale.errors import EngineError
-from hepscale.worker import Unusable, proc, repositories, sandbox, world
+from hepscale.worker import Unusable, proc, repositories, sandbox, syscalls, world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +71,8 @@ def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoRetu
         for notice in repositories.provide(told).notices:
             sys.stderr.write(f"note: {notice}\n")
         sys.stderr.flush()
+        # of the next child, and of all that it starts
+        syscalls.unshare(syscalls.NEW_PIDS)
         os.close(writing)
         code = _run(line)
     except BaseException as error:  # noqa: BLE001
@@ -77,24 +82,51 @@ def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoRetu
 
 
 def _run(line: list[str]) -> int:
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        code = _NOT_EXECUTABLE
+        code = 1
         try:
+            os.close(writing)
             proc.die_with_parent()
-            # Python ignores these, and the command would too
-            for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-                signal.signal(number, signal.SIG_DFL)
-            os.execvp(line[0], line)  # noqa: S606
-        except OSError as error:
-            sys.stderr.write(f"hepscale: {line[0]}: {error.strerror}\n")
-            sys.stderr.flush()
-            code = _NOT_FOUND if isinstance(error, FileNotFoundError) else code
+            # from in there a parent has no number: that it lives shows by what it holds
+            if not select.select([reading], [], [], 0)[0]:
+                code = _be_first(line)
         finally:
             os._exit(code)
     # those that serve are children too
     _, status = os.waitpid(pid, 0)
     return _code(status)
+
+
+def _be_first(line: list[str]) -> int:
+    """Be process 1 of the command and of all that it starts, which ends with it."""
+    # where a part of it is covered, as in containers, numbers there are those outside
+    with suppress(OSError):
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("proc", "/proc", "proc", flags)
+    pid = os.fork()
+    if pid == 0:
+        _become(line)
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            return _code(status)
+
+
+def _become(line: list[str]) -> NoReturn:
+    code = _NOT_EXECUTABLE
+    try:
+        # Python ignores these, and the command would too
+        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.execvp(line[0], line)  # noqa: S606
+    except OSError as error:
+        sys.stderr.write(f"hepscale: {line[0]}: {error.strerror}\n")
+        sys.stderr.flush()
+        code = _NOT_FOUND if isinstance(error, FileNotFoundError) else code
+    finally:
+        os._exit(code)
 
 
 def _code(status: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import os
@@ -19,9 +20,11 @@ from pathlib import Path
 import publisher
 import pytest
 from publisher import File, Link
+from support import wait_for
 
 import hepscale
 from hepscale import doctor
+from hepscale.worker import proc
 
 NAME = "demo.example.org"
 NOBODY = 65534
@@ -178,16 +181,28 @@ def test_somebody_without_privileges(run):
     ), done.stderr
 
 
+def program_of(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def sleepers(pid):
+    found = [one for one in proc.family(pid) if program_of(one) == "sleep"]
+    return found if len(found) == 2 else []
+
+
 def test_nothing_is_left_of_what_is_killed(place, tmp_path):
     environ = {**os.environ, "USER": "me", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        line(place, "--", "sh", "-c", f"ls /cvmfs/{NAME}; sleep 1000"),
+        line(place, "--", "sh", "-c", f"setsid sleep 1000 & ls /cvmfs/{NAME}; sleep 1000"),
         env=environ,
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"README\n"
         assert served()
+        begun = wait_for(lambda: sleepers(process.pid))
         process.kill()
     assert gone()
+    wait_for(lambda: not any(map(program_of, begun)))
     assert not os.listdir(tmp_path)
