@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import crew as crews
@@ -28,10 +29,14 @@ def binned(events):
     return {"counts": counts.fill(x=x, rest=x % 7), "events": len(x)}
 
 
-def slowly(events):
-    """Take long enough to be killed meanwhile."""
-    time.sleep(0.1)
-    return binned(events)
+def slowly(seconds):
+    """Return what takes long enough to be killed meanwhile."""
+
+    def process(events):
+        time.sleep(seconds)
+        return binned(events)
+
+    return process
 
 
 def run(executor, files, function):
@@ -39,11 +44,28 @@ def run(executor, files, function):
     return runner(files.fileset, processor_instance=function, treename="Events")
 
 
-@pytest.mark.parametrize("whom", ["one of three", "all, and new ones come"])
-def test_bins_are_equal_whatever_is_killed(files, monkeypatch, whom):
+@pytest.fixture
+def equal(files, monkeypatch):
+    """Check that a run with three workers, to which something happens, gives what it should."""
     # workers of this machine may use what is installed here
     monkeypatch.setattr(placing, "default_environment", lambda engine: None)
 
+    def check(seconds, act):
+        options = {"retries": 3, "status": False, "engine": crews.engine}
+        executor = HepScaleExecutor(workers=Workers(count=3), **options)
+        with meanwhile(act):
+            output = run(executor, files, slowly(seconds))
+            over.set()
+        expected = run(IterativeExecutor(status=False), files, binned)
+        equal_analysis.same(output, expected)
+        assert output["counts"].sum() == output["events"] == len(files.good) * support.EVENTS
+
+    over = check.over = threading.Event()
+    return check
+
+
+@pytest.mark.parametrize("whom", ["one of three", "all, and new ones come"])
+def test_bins_are_equal_whatever_is_killed(equal, whom):
     def act():
         busy = crews.busy_workers(3)
         crews.kill(busy[0])
@@ -53,14 +75,24 @@ def test_bins_are_equal_whatever_is_killed(files, monkeypatch, whom):
             started.append(crews.more(2))
 
     started = []
-    options = {"retries": 3, "status": False, "engine": crews.engine}
-    executor = HepScaleExecutor(workers=Workers(count=3), **options)
     try:
-        with meanwhile(act):
-            output = run(executor, files, slowly)
+        equal(0.1, act)
     finally:
         for one in started:
             one.stop()
-    expected = run(IterativeExecutor(status=False), files, binned)
-    equal_analysis.same(output, expected)
-    assert output["counts"].sum() == output["events"] == len(files.good) * support.EVENTS
+
+
+def test_bins_are_equal_when_a_worker_is_killed_every_3_s(equal):
+    def act():
+        crews.busy_workers(1)
+        while not equal.over.wait(3):
+            # others take their places
+            busy = [one for one in crews.workers() if len(crews.forkservers(one)) >= 2]
+            for worker in busy[:1]:
+                crews.kill(worker)
+                killed.append(worker)
+
+    killed = []
+    equal(0.25, act)
+    print(f"{len(killed)} were killed")
+    assert len(killed) >= 4

@@ -19,7 +19,7 @@ from crew import meanwhile
 import hepscale
 from hepscale import Workers
 from hepscale.executor.engines import manager as managers
-from hepscale.executor.engines import workqueue
+from hepscale.executor.engines import queue_room, workqueue
 
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
@@ -171,6 +171,36 @@ def test_disks_that_are_all_too_small(crew, tmp_path):
         # less what a worker has written there already
         assert re.search(r"a disk of [1-4] MB", support.complete(caught.value).items[-1])
         hepscale.shutdown()
+
+
+def test_a_worker_by_hand_that_has_no_room(crew, monkeypatch, told):
+    """It is told of, and a larger one may come."""
+    monkeypatch.setattr(queue_room, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(workqueue.WorkQueueEngine, "_disk_mb", lambda self, task: 1000)
+    check, said = queue_room.Room.check, []
+
+    def noted(*args, **options):
+        said.append(check(*args, **options))
+        return said[-1]
+
+    monkeypatch.setattr(queue_room.Room, "check", noted)
+    started = []
+
+    def act():
+        support.wait_for(lambda: managers._pool, 60)
+        started.append(crews.more(disk_mb=900))
+        support.wait_for(lambda: any(said), 60)
+        started.append(crews.more(disk_mb=2000))
+
+    try:
+        with meanwhile(act):
+            crew.run(workers=None, status=True)
+    finally:
+        for one in started:
+            one.stop()
+    (text,) = [text for text in told() if "No worker has room" in text]
+    assert "asks for 1 core, " in text
+    assert re.search(r"the largest worker has 1 core, .*, a disk of 900 MB", text)
 
 
 class _Slow:
