@@ -181,7 +181,7 @@ def test_somebody_without_privileges(run):
 def test_nothing_is_left_of_what_is_killed(place, tmp_path):
     environ = {**os.environ, "USER": "me", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        line(place, "--", "sh", "-c", f"ls /cvmfs/{NAME}; sleep 1000"),
+        line(place, "--", "sh", "-c", f"ls /cvmfs/{NAME}; exec sleep 1000"),
         env=environ,
         stdout=subprocess.PIPE,
     ) as process:
