@@ -255,8 +255,9 @@ def test_a_disk_becomes_full(crew, tmp_path):
     with unpacking.mounted(tmp_path / "small", "size=400m") as small:
 
         def act():
-            crews.busy_workers(1)
-            started.append(crews.more(workdir=small))
+            # both from the beginning: one alone would take what there is
+            support.wait_for(lambda: managers._pool, 60)
+            started.extend((crews.more(workdir=small), crews.more()))
             crews.busy_workers(2)
             with open(small / "much", "wb") as out:
                 try:
@@ -270,6 +271,7 @@ def test_a_disk_becomes_full(crew, tmp_path):
 
         try:
             with meanwhile(act):
-                crew.run(count=120, workers=Workers())
+                crew.run(count=120, workers=None)
         finally:
-            started[0].stop()
+            for one in started:
+                one.stop()
