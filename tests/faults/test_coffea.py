@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
+from pathlib import Path
 
+import analysis
 import crew as crews
+import elsewhere
 import equal_analysis
 import hist
 import numpy as np
@@ -16,6 +21,7 @@ from coffea.nanoevents import BaseSchema
 from coffea.processor import IterativeExecutor, Runner
 from crew import meanwhile
 
+import hepscale
 from hepscale import HepScaleExecutor, Workers
 from hepscale.executor import placing
 
@@ -96,3 +102,27 @@ def test_bins_are_equal_when_a_worker_is_killed_every_3_s(equal):
     equal(0.25, act)
     print(f"{len(killed)} were killed")
     assert len(killed) >= 4
+
+
+@pytest.mark.root
+def test_a_file_that_only_this_machine_has(files, tmp_path, monkeypatch):
+    """The first worker that misses it ends the run, for metadata as for chunks."""
+    monkeypatch.setattr(placing, "default_environment", lambda engine: None)
+    secret = Path(os.environ["HEPSCALE_SCRATCH_DIR"]) / "password"
+    secret.touch(0o600)
+    secret.write_text("secret")
+    data, place, port = tmp_path / "data", tmp_path / "place", elsewhere.free_port()
+    data.mkdir()
+    fileset = {"data": [shutil.copy(files.good[0], data / f"{n}.root") for n in range(100)]}
+    options = {"engine": crews.engine, "port": port, "password_file": secret, "retries": 3}
+    within = ("unshare", "--mount", "sh", "-ec", f"mount -t tmpfs none '{data}'; exec \"$@\"", "sh")
+    address, known = f"127.0.0.1:{port}", {}
+    with elsewhere.worker(address, secret, place, *within, engine=crews.engine):
+        for _ in range(2):
+            error = support.failing(
+                analysis.tally, fileset, hepscale.InputError, metadata_cache=known, **options
+            )
+            assert error.fact == "A worker does not find a file that is on this machine."
+            assert set(error.items) < {*map(str, fileset["data"])}
+            support.run(analysis.tally, fileset, metadata_cache=known)
+    secret.unlink()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import analysis
-import bare
 import crew as crews
 import elsewhere
 import packed
@@ -21,7 +18,6 @@ from crew import meanwhile
 
 import hepscale
 from hepscale import Workers
-from hepscale.executor import placing
 from hepscale.executor.engines import manager as managers
 
 pytestmark = [queues.needs_worker, pytest.mark.root, pytest.mark.usefixtures("few")]
@@ -72,25 +68,6 @@ def test_a_worker_in_a_bare_root(tmp_path, secret):
     assert [item for item, *_ in found] == [*range(10)]
     assert not any(python for _, python, _ in found)
     assert all(prefix.startswith(str(place)) for *_, prefix in found)
-
-
-def test_a_file_that_only_this_machine_has(files, tmp_path, secret, monkeypatch):
-    """The first worker that misses it ends the run, for metadata as for chunks."""
-    monkeypatch.setattr(placing, "default_environment", lambda engine: None)
-    data, place, port = tmp_path / "data", tmp_path / "place", elsewhere.free_port()
-    data.mkdir()
-    fileset = {"data": [shutil.copy(files.good[0], data / f"{n}.root") for n in range(100)]}
-    options = {"engine": crews.engine, "port": port, "password_file": secret, "retries": 3}
-    hidden, known = bare.without(data), {}
-    address = f"127.0.0.1:{port}"
-    with elsewhere.worker(address, secret, place, *hidden, engine=crews.engine):
-        for _ in range(2):
-            error = support.failing(
-                analysis.tally, fileset, hepscale.InputError, metadata_cache=known, **options
-            )
-            assert error.fact == "A worker does not find a file that is on this machine."
-            assert set(error.items) < {*map(str, fileset["data"])}
-            support.run(analysis.tally, fileset, metadata_cache=known)
 
 
 def test_a_network_is_cut_and_put_back(crew, tmp_path, secret, monkeypatch):
