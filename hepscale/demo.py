@@ -178,7 +178,7 @@ def _executor(cores: int | None, engine: str | None) -> HepScaleExecutor:
     from hepscale.workers.api import Workers
 
     settings, workers = load_settings(engine=engine), None
-    if settings.engine == "workqueue" and not settings.workers.count:
+    if settings.engine != "local" and not settings.workers.count:
         workers = Workers("local", cores=cores or usable_cores())
     return HepScaleExecutor(cores=cores, engine=engine, workers=workers)
 

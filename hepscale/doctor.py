@@ -256,7 +256,7 @@ def _check_engine(name: str, engine: str) -> Check:
 def _check_ndcctools() -> Check:
     name = "ndcctools"
     if find_spec("ndcctools") is None:
-        fact = "not installed; needed for clusters only"
+        fact = "not installed; needed for TaskVine, and for TLS with Work Queue"
         return Check(
             name, "warn", fact, f"{_CONDA} ndcctools  (not pip: what PyPI has is unrelated)"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
 @pytest.fixture(scope="session", autouse=True)
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep journals, scratch folders, caches, settings away from those of who runs the tests."""
-    top = tmp_path_factory.mktemp("hepscale")
+    # its number, and pytest's, may be those of a run before, of which something may still be there
+    top = tmp_path_factory.mktemp(f"hepscale-{secrets.token_hex(3)}", numbered=False)
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in (
             ("HEPSCALE_RUN_DIR", "runs"),

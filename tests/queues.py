@@ -63,7 +63,10 @@ class Site:
         before = len(self.of(QueueWorkerJoined))
         secure = ["--ssl"] if self.queue.ssl else []
         place = ["127.0.0.1", str(self.queue.port)]
-        command = [self.queue.worker, "--single-shot", "--cores", "1", "-t", "60"]
+        # that of the library, whatever else comes first on PATH
+        folder = queue_build.HEADER.parents[2] / "bin"
+        program = str(folder / self.queue.worker) if self.binding == "cffi" else self.queue.worker
+        command = [program, "--single-shot", "--cores", "1", "-t", "60"]
         with open(self.folder / f"worker-{len(self.workers)}.log", "wb") as said:
             process = subprocess.Popen(
                 [*command, *secure, *options, *place],

@@ -45,34 +45,37 @@ def chunks_of(items: Iterable[Any], digest: str) -> Iterator[Chunk]:
 
 def _identify(item: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return what makes a chunk the chunk that it is, and (dataset, file, start, stop)."""
+    if isinstance(item, WorkItem | FileMeta):
+        # a fileset may hold paths
+        name = os.fspath(item.filename)
     if isinstance(item, WorkItem):
         start, stop = int(item.entrystart), int(item.entrystop)
         preload = None if item.preload is None else sorted(item.preload)
         identity: tuple[Any, ...] = (
             "chunk",
             item.dataset,
-            item.filename,
+            name,
             item.fileuuid,
-            _stamp(item),
+            _stamp(item, name),
             item.treename,
             start,
             stop,
             item.usermeta,
             preload,
         )
-        return identity, (item.dataset, item.filename, start, stop)
+        return identity, (item.dataset, name, start, stop)
     if isinstance(item, FileMeta):
-        identity = ("file", item.dataset, item.filename, item.treename, item.metadata)
-        return identity, (item.dataset, item.filename)
+        identity = ("file", item.dataset, name, item.treename, item.metadata)
+        return identity, (item.dataset, name)
     return ("item", item), ()
 
 
-def _stamp(item: WorkItem) -> tuple[str, int, int] | None:
+def _stamp(item: WorkItem, name: str) -> tuple[str, int, int] | None:
     """Return which file this is where coffea's uuid says only what it is called: parquet's."""
-    if item.fileuuid == hashlib.md5(item.filename.encode(), usedforsecurity=False).digest():
+    if item.fileuuid == hashlib.md5(name.encode(), usedforsecurity=False).digest():
         with suppress(OSError):
-            found = Path(item.filename).stat()
-            return str(Path(item.filename).absolute()), found.st_size, found.st_mtime_ns
+            found = Path(name).stat()
+            return str(Path(name).absolute()), found.st_size, found.st_mtime_ns
     return None
 
 

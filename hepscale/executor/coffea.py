@@ -213,10 +213,12 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
             session.shown(stop, status=self.status, watched=watched) as observer,
         ):
             job, digest, packed = self._job(run_id, function, spool, settings, observer)
-            # for the first of coffea's two runs, the one over files
-            told: Iterable[str] = packed.missing
+            # the first of coffea's two runs, the one over files, may have been spared
+            told = placing.warnings(settings)
             if isinstance(items[0], FileMeta):
-                told = placing.warnings(settings, self.workers, self._slots(), self.memory_mb)
+                told += placing.beyond(settings, self.workers, self._slots(), self.memory_mb)
+            else:
+                told += packed.missing
             for text in told:
                 observer.see(Notice(text))
             try:

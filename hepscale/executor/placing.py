@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hepscale.executor.credentials import Credential
     from hepscale.executor.engines.base import Engine
 
-__all__ = ["check", "default_environment", "engine_for", "shutdown", "warnings"]
+__all__ = ["beyond", "check", "default_environment", "engine_for", "shutdown", "warnings"]
 
 _ENGINES = ("local", *PROGRAMS)
 
@@ -95,12 +95,17 @@ def engine_for(
     return WorkQueueEngine(listening, settings, preload, proofs)
 
 
-def warnings(
+def warnings(settings: Settings) -> list[str]:
+    """Return what is to be said before a run of credentials that do not hold, or not for long."""
+    from hepscale.executor import credentials
+
+    return [*credentials.warnings(_credentials(settings))]
+
+
+def beyond(
     settings: Settings, workers: Workers | None, slots: int, memory_mb: int | None
 ) -> list[str]:
-    """Return what is to be said before a run.
-
-    Of credentials that do not hold, or not for long; of more than this machine has.
+    """Return what is to be said before a run that is to use more than this machine has.
 
     Parameters
     ----------
@@ -111,17 +116,6 @@ def warnings(
     slots, memory_mb
         How many tasks this machine is to run at a time, and what he lets each of them use.
     """
-    from hepscale.executor import credentials
-
-    return [
-        *credentials.warnings(_credentials(settings)),
-        *_beyond(settings, workers, slots, memory_mb),
-    ]
-
-
-def _beyond(
-    settings: Settings, workers: Workers | None, slots: int, memory_mb: int | None
-) -> list[str]:
     count, cores = slots, 1
     if settings.engine != "local":
         wanted = workers or settings.workers

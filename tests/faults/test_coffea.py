@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
 import time
+from pathlib import Path
 
+import analysis
 import crew as crews
+import elsewhere
 import equal_analysis
 import hist
 import numpy as np
@@ -15,6 +21,7 @@ from coffea.nanoevents import BaseSchema
 from coffea.processor import IterativeExecutor, Runner
 from crew import meanwhile
 
+import hepscale
 from hepscale import HepScaleExecutor, Workers
 from hepscale.executor import placing
 
@@ -28,10 +35,14 @@ def binned(events):
     return {"counts": counts.fill(x=x, rest=x % 7), "events": len(x)}
 
 
-def slowly(events):
-    """Take long enough to be killed meanwhile."""
-    time.sleep(0.1)
-    return binned(events)
+def slowly(seconds):
+    """Return what takes long enough to be killed meanwhile."""
+
+    def process(events):
+        time.sleep(seconds)
+        return binned(events)
+
+    return process
 
 
 def run(executor, files, function):
@@ -39,11 +50,28 @@ def run(executor, files, function):
     return runner(files.fileset, processor_instance=function, treename="Events")
 
 
-@pytest.mark.parametrize("whom", ["one of three", "all, and new ones come"])
-def test_bins_are_equal_whatever_is_killed(files, monkeypatch, whom):
+@pytest.fixture
+def equal(files, monkeypatch):
+    """Check that a run with three workers, to which something happens, gives what it should."""
     # workers of this machine may use what is installed here
     monkeypatch.setattr(placing, "default_environment", lambda engine: None)
 
+    def check(seconds, act):
+        options = {"retries": 3, "status": False, "engine": crews.engine}
+        executor = HepScaleExecutor(workers=Workers(count=3), **options)
+        with meanwhile(act):
+            output = run(executor, files, slowly(seconds))
+            over.set()
+        expected = run(IterativeExecutor(status=False), files, binned)
+        equal_analysis.same(output, expected)
+        assert output["counts"].sum() == output["events"] == len(files.good) * support.EVENTS
+
+    over = check.over = threading.Event()
+    return check
+
+
+@pytest.mark.parametrize("whom", ["one of three", "all, and new ones come"])
+def test_bins_are_equal_whatever_is_killed(equal, whom):
     def act():
         busy = crews.busy_workers(3)
         crews.kill(busy[0])
@@ -53,14 +81,48 @@ def test_bins_are_equal_whatever_is_killed(files, monkeypatch, whom):
             started.append(crews.more(2))
 
     started = []
-    options = {"retries": 3, "status": False, "engine": crews.engine}
-    executor = HepScaleExecutor(workers=Workers(count=3), **options)
     try:
-        with meanwhile(act):
-            output = run(executor, files, slowly)
+        equal(0.1, act)
     finally:
         for one in started:
             one.stop()
-    expected = run(IterativeExecutor(status=False), files, binned)
-    equal_analysis.same(output, expected)
-    assert output["counts"].sum() == output["events"] == len(files.good) * support.EVENTS
+
+
+def test_bins_are_equal_when_a_worker_is_killed_every_3_s(equal):
+    def act():
+        crews.busy_workers(1)
+        while not equal.over.wait(3):
+            # others take their places
+            busy = [one for one in crews.workers() if len(crews.forkservers(one)) >= 2]
+            for worker in busy[:1]:
+                crews.kill(worker)
+                killed.append(worker)
+
+    killed = []
+    equal(0.25, act)
+    print(f"{len(killed)} were killed")
+    assert len(killed) >= 4
+
+
+@pytest.mark.root
+def test_a_file_that_only_this_machine_has(files, tmp_path, monkeypatch):
+    """The first worker that misses it ends the run, for metadata as for chunks."""
+    monkeypatch.setattr(placing, "default_environment", lambda engine: None)
+    secret = Path(os.environ["HEPSCALE_SCRATCH_DIR"]) / "password"
+    secret.touch(0o600)
+    secret.write_text("secret")
+    data, place, port = tmp_path / "data", tmp_path / "place", elsewhere.free_port()
+    data.mkdir()
+    fileset = {"data": [shutil.copy(files.good[0], data / f"{n}.root") for n in range(100)]}
+    options = {"engine": crews.engine, "port": port, "password_file": secret, "retries": 3}
+    within = ("unshare", "--mount", "sh", "-ec", f"mount -t tmpfs none '{data}'; exec \"$@\"", "sh")
+    address, known = f"127.0.0.1:{port}", {}
+    with elsewhere.worker(address, secret, place, *within, engine=crews.engine):
+        for _ in range(2):
+            error = support.failing(
+                analysis.tally, fileset, hepscale.InputError, metadata_cache=known, **options
+            )
+            assert error.fact == "A worker does not find a file that is on this machine."
+            assert set(error.items) < {*map(str, fileset["data"])}
+            support.run(analysis.tally, fileset, metadata_cache=known)
+    secret.unlink()

@@ -19,7 +19,7 @@ from crew import meanwhile
 import hepscale
 from hepscale import Workers
 from hepscale.executor.engines import manager as managers
-from hepscale.executor.engines import workqueue
+from hepscale.executor.engines import queue_room, workqueue
 
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
@@ -173,6 +173,36 @@ def test_disks_that_are_all_too_small(crew, tmp_path):
         hepscale.shutdown()
 
 
+def test_a_worker_by_hand_that_has_no_room(crew, monkeypatch, told):
+    """It is told of, and a larger one may come."""
+    monkeypatch.setattr(queue_room, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(workqueue.WorkQueueEngine, "_disk_mb", lambda self, task: 1000)
+    check, said = queue_room.Room.check, []
+
+    def noted(*args, **options):
+        said.append(check(*args, **options))
+        return said[-1]
+
+    monkeypatch.setattr(queue_room.Room, "check", noted)
+    started = []
+
+    def act():
+        support.wait_for(lambda: managers._pool, 60)
+        started.append(crews.more(disk_mb=900))
+        support.wait_for(lambda: any(said), 60)
+        started.append(crews.more(disk_mb=2000))
+
+    try:
+        with meanwhile(act):
+            crew.run(workers=None, status=True)
+    finally:
+        for one in started:
+            one.stop()
+    (text,) = [text for text in told() if "No worker has room" in text]
+    assert "asks for 1 core, " in text
+    assert re.search(r"the largest worker has 1 core, .*, a disk of 900 MB", text)
+
+
 class _Slow:
     """Takes its time to be unpickled."""
 
@@ -225,8 +255,9 @@ def test_a_disk_becomes_full(crew, tmp_path):
     with unpacking.mounted(tmp_path / "small", "size=400m") as small:
 
         def act():
-            crews.busy_workers(1)
-            started.append(crews.more(workdir=small))
+            # both from the beginning: one alone would take what there is
+            support.wait_for(lambda: managers._pool, 60)
+            started.extend((crews.more(workdir=small), crews.more()))
             crews.busy_workers(2)
             with open(small / "much", "wb") as out:
                 try:
@@ -240,6 +271,7 @@ def test_a_disk_becomes_full(crew, tmp_path):
 
         try:
             with meanwhile(act):
-                crew.run(count=120, workers=Workers())
+                crew.run(count=120, workers=None)
         finally:
-            started[0].stop()
+            for one in started:
+                one.stop()

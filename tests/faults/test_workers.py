@@ -64,23 +64,6 @@ def test_all_workers_are_killed_and_new_ones_come(crew):
             one.stop()
 
 
-def test_a_worker_is_killed_again_and_again(crew):
-    started = []
-
-    def act():
-        for _ in range(4):
-            crews.kill(crews.busy_workers(1)[0])
-            started.append(crews.more())
-            time.sleep(0.5)
-
-    try:
-        with meanwhile(act):
-            crew.run(count=100)
-    finally:
-        for one in started:
-            one.stop()
-
-
 # -- SIGSTOP ---------------------------------------------------------------------------------------
 
 

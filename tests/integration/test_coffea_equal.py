@@ -293,7 +293,8 @@ def test_chunks_made_beforehand(sample):
     assert sum(outputs[1]["events"].values()) == EVENTS
 
 
-def test_relative_names(sample, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [str, Path])
+def test_relative_names(sample, tmp_path, monkeypatch, kind):
     here = tmp_path / "work" / "notebooks"
     here.mkdir(parents=True)
     names = []
@@ -304,7 +305,7 @@ def test_relative_names(sample, tmp_path, monkeypatch):
         target = here / place
         target.parent.mkdir(exist_ok=True)
         target.resolve().symlink_to(file) if n % 2 else target.resolve().hardlink_to(file)
-        names.append(place)
+        names.append(kind(place))
     monkeypatch.chdir(here)
     want, got = both({"data": names}, analysis.Everything())
     analysis.same(want, got)

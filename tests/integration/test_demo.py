@@ -11,6 +11,7 @@ import pytest
 import uproot
 from coffea import processor
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
+from queues import where_installed
 from rich.console import Console
 
 import hepscale
@@ -249,7 +250,7 @@ def test_files_without_weights_jets_and_met(sample):
     assert output["met"].sum(flow=True).value == 0
 
 
-@pytest.mark.parametrize("engine", ["local", "workqueue"])
+@pytest.mark.parametrize("engine", ["local", "workqueue", *where_installed("taskvine")])
 def test_demo_on_workers(tmp_path, engine):
     text = io.StringIO()
     console, out = Console(file=text, width=100), tmp_path / "new" / "folder"

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import os
+import shlex
 import stat
 import sys
 import time
 from pathlib import Path
 
+import crew
 import packed
 import pytest
+import support
+from click.testing import CliRunner
 from packed import calculate
 
 import hepscale
 from hepscale import HepScaleExecutor, Workers
+from hepscale.cli import main
 from hepscale.errors import ChunksFailed, ConfigError, InputError
+from hepscale.executor.engines import manager as managers
+from hepscale.executor.engines import workqueue
 
 pytestmark = pytest.mark.usefixtures("few")
 
@@ -86,6 +95,8 @@ def test_files_are_sent_again_when_they_have_changed(tmp_path, monkeypatch):
 
 
 def test_credentials_are_sent(tmp_path, monkeypatch):
+    # a worker of this machine has the variables of whoever starts it
+    there(lambda item: item)
     (tmp_path / "proxy").write_text("secret")
     monkeypatch.setenv("X509_USER_PROXY", str(tmp_path / "proxy"))
     monkeypatch.setenv("BEARER_TOKEN_FILE", str(tmp_path / "nowhere"))
@@ -101,6 +112,57 @@ def test_credentials_are_sent(tmp_path, monkeypatch):
     assert not path.startswith(str(tmp_path))
     monkeypatch.setenv("HEPSCALE_SEND_CREDENTIALS", "false")
     assert there(work, [0]) == [None]
+
+
+def test_credentials_are_in_no_log(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HEPSCALE_VIEW", "lines")
+    (tmp_path / "proxy").write_text(secret := os.urandom(16).hex())
+    monkeypatch.setenv("X509_USER_PROXY", str(tmp_path / "proxy"))
+
+    def work(item):
+        return len(Path(os.environ["X509_USER_PROXY"]).read_text())
+
+    assert there(work, status=True, resume=True) == [32] * 3
+    folders = [Path(os.environ[f"HEPSCALE_{one}_DIR"]) for one in ("RUN", "SCRATCH")]
+    # they go with the task
+    support.wait_for(lambda: not [*folders[1].glob("*/worker-*/t.*")])
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {"transactions.log", "journal"} <= {path.name for path in found}
+    assert not [path for path in found if secret.encode() in path.read_bytes()]
+    assert secret not in "".join(capfd.readouterr())
+
+
+def test_credentials_that_do_not_hold_are_told(tmp_path, monkeypatch, told):
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() - 60}).encode())
+    (tmp_path / "token").write_text(f"head.{claims.decode()}.signature")
+    monkeypatch.setenv("BEARER_TOKEN_FILE", str(tmp_path / "token"))
+    assert there(lambda item: item, status=True) == [0, 1, 2]
+    (said,) = [text for text in told() if "bearer token" in text]
+    assert "has expired" in said
+    assert "To renew it: htgettoken" in said
+
+
+def test_without_a_worker_the_command_for_one_is_told_once(tmp_path, monkeypatch, told):
+    monkeypatch.setattr(workqueue, "_NO_WORKER_S", 0.5)
+    advice = []
+
+    def act():
+        (manager,) = support.wait_for(lambda: [*managers._pool.values()], 60)
+        time.sleep(2)
+        advice.append(manager.advice)
+        _, *command = shlex.split(manager.advice)
+        started.append(CliRunner().invoke(main, command, catch_exceptions=False))
+
+    hepscale.shutdown()
+    started = []
+    try:
+        with crew.meanwhile(act):
+            assert there(lambda item: item, workers=None, status=True) == [0, 1, 2]
+    finally:
+        CliRunner().invoke(main, ["workers", "stop", "--all"], catch_exceptions=False)
+    assert [one.exit_code for one in started] == [0]
+    said = [text for text in told() if "No worker" in text]
+    assert said == [f"No worker has been there for 0 s. To start one: {advice[0]}"]
 
 
 def test_no_more_memory_than_workers_have(told):

@@ -81,6 +81,22 @@ def test_half_a_line_is_kept_for_later(tmp_path: Path) -> None:
     log.close()
 
 
+def test_what_has_ended_is_known_until_it_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    log = TransactionLog(path)
+    with path.open("a", buffering=1) as stream:
+        for number in (5, 6, 7):
+            stream.write(f"1 2 TASK {number} WAITING_RETRIEVAL 10.0.0.1:9 \n")
+            stream.write(f"1 2 TASK {number} RETRIEVED SUCCESS  0  {{}} {{}}\n")
+        assert log.read() == []
+        assert log.ended == {5, 6, 7}
+        stream.write("1 2 TASK 5 DONE SUCCESS  0  {} {}\n1 2 TASK 6 CANCELED\n")
+        assert log.read() == []
+    assert log.ended == {7}
+    log.close()
+
+
 def test_refused_workers_are_read_from_notices(tmp_path: Path) -> None:
     path = tmp_path / "log"
     directed: list[Path | None] = []

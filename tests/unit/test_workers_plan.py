@@ -254,7 +254,7 @@ def test_more_than_this_machine_has_is_said(monkeypatch, tmp_path):
 
     def said(engine, workers=None, slots=1, memory_mb=None):
         settings = load_settings(engine=engine, send_credentials=False)
-        return [text.split()[0] for text in placing.warnings(settings, workers, slots, memory_mb)]
+        return [text.split()[0] for text in placing.beyond(settings, workers, slots, memory_mb)]
 
     assert said("local", slots=4, memory_mb=2000) == []
     assert said("local", slots=5, memory_mb=2000) == ["5", "10000"]

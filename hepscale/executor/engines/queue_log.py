@@ -58,9 +58,16 @@ class _Lines:
 
 
 class TransactionLog:
-    """The log of workers that join and leave, and of where tasks go."""
+    """The log of workers that join and leave, and of where tasks go.
+
+    Attributes
+    ----------
+    ended
+        The tasks that the library has, at the last read, ready to be taken.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.ended: set[int] = set()
         self._lines = _Lines(path)
         self._addresses: dict[str, str] = {}
         self._joined: set[str] = set()
@@ -76,6 +83,10 @@ class TransactionLog:
                 events += self._worker(words[3], words[4:])
             elif words[2] == "TASK" and words[4] == "RUNNING":
                 events.append(QueueTaskPlaced(int(words[3]), self._place(words[5].split()[0])))
+            elif words[2] == "TASK" and words[4] == "RETRIEVED":
+                self.ended.add(int(words[3]))
+            elif words[2] == "TASK" and words[4] in ("DONE", "CANCELED"):
+                self.ended.discard(int(words[3]))
         return events
 
     def close(self) -> None:

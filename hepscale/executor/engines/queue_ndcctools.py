@@ -74,6 +74,7 @@ class NdcctoolsQueue(Queue):
         )
         self._log = TransactionLog(options.folder / "transactions.log")
         self._notices = NoticeLog(options.folder / "notices.log", self._direct)
+        self._heard: list[QueueEvent] = []
 
     def submit(self, task: QueueTask) -> int:
         """Queue `task`."""
@@ -129,7 +130,8 @@ class NdcctoolsQueue(Queue):
 
     def events(self) -> list[QueueEvent]:
         """Return what was heard of workers and places since the last call."""
-        return [*self._log.read(), *self._notices.read()]
+        heard, self._heard = self._heard, []
+        return [*heard, *self._log.read(), *self._notices.read()]
 
     def stats(self) -> QueueStats:
         """Return the counters."""
@@ -148,7 +150,9 @@ class NdcctoolsQueue(Queue):
     def _served(self) -> Any:
         queue = self._open()
         self._turns.take()
-        return queue.wait(1)
+        self._heard += self._log.read()
+        # with none to return it would serve workers too, and hold the interpreter's lock meanwhile
+        return queue.wait(1) if self._log.ended else None
 
     def _direct(self, complaints: Path | None) -> None:
         work_queue.cctools_debug_config_file(str(complaints) if complaints else None)

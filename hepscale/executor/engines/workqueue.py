@@ -65,9 +65,9 @@ class _Running:
 
     task: Task
     folder: Path
-    number: int = 0
+    queued: QueueTask
+    number: int
     worker: str = ""
-    given_mb: int = 0
     begun: bool = False
 
     def __post_init__(self) -> None:
@@ -141,27 +141,25 @@ class WorkQueueEngine:
         """Queue `task`."""
         manager = self._open()
         assert self._shipment is not None
-        running = _Running(task, manager.folder / task.id, given_mb=self._given_mb(task))
-        limit_mb = self._limit_mb(task.resources.memory_mb)
+        folder, limit_mb = manager.folder / task.id, self._limit_mb(task.resources.memory_mb)
         try:
-            running.folder.mkdir(mode=0o700)
-            inputs = self._shipment.pack(task, running.folder, limit_mb)
+            folder.mkdir(mode=0o700)
+            inputs = self._shipment.pack(task, folder, limit_mb)
         except OSError as error:
             raise warm.scratch_unusable(self._settings.scratch_dir, error) from None
-        frames = QueueFile(running.folder / "frames", "frames", watch=True, failure_only=True)
-        running.number = manager.queue.submit(
-            QueueTask(
-                command(task.environment),
-                inputs,
-                (frames,),
-                cores=task.resources.cores,
-                memory_mb=running.given_mb,
-                disk_mb=task.resources.disk_mb or self._disk_mb(task),
-                category="hepscale",
-            )
+        frames = QueueFile(folder / "frames", "frames", watch=True, failure_only=True)
+        queued = QueueTask(
+            command(task.environment),
+            inputs,
+            (frames,),
+            cores=task.resources.cores,
+            memory_mb=self._given_mb(task),
+            disk_mb=task.resources.disk_mb or self._disk_mb(task),
+            category="hepscale",
         )
-        self._running[running.number] = running
-        self._numbers[task.id] = running.number
+        number = manager.queue.submit(queued)
+        self._running[number] = _Running(task, folder, queued, number)
+        self._numbers[task.id] = number
         self._unsent += 1
 
     def poll(self, timeout_s: float) -> list[EngineEvent]:
@@ -366,7 +364,7 @@ class WorkQueueEngine:
         """Give tasks back that ask for more memory than any worker has that is left."""
         manager, most_mb = self._open(), self._most_mb()
         for running in list(self._running.values()):
-            if most_mb and running.given_mb > most_mb and not running.worker:
+            if most_mb and running.queued.memory_mb > most_mb and not running.worker:
                 manager.queue.cancel(running.number)
                 del self._running[running.number], self._numbers[running.task.id]
                 running.remove()
@@ -374,9 +372,10 @@ class WorkQueueEngine:
                 self._events.append(TaskEnded(running.task.id, "lost", reason))
 
     def _check_room(self) -> None:
-        manager, places = self._open(), [running.worker for running in self._running.values()]
+        manager, running = self._open(), self._running.values()
+        waiting = [] if any(one.worker for one in running) else [one.queued for one in running]
         own = manager.workers is not None
-        self._say(self._room.check(manager.joined.values(), places, own=own))
+        self._say(self._room.check(manager.joined.values(), waiting, own=own))
 
     def _say(self, text: str, *, lasting: bool = False) -> None:
         # it comes again every few seconds
