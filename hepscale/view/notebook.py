@@ -13,6 +13,7 @@ from hepscale.view.text import (
     chunks_text,
     count_text,
     duration_text,
+    environment_text,
     failed_text,
     one_line,
     rate_text,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["StaticView", "final_bundle", "finish", "payload", "show"]
 
 _MOST_NOTICES = 5
+# Known before a run begins.
+_ENVIRONMENT = "Environment"
 # In place of nothing, so that the others stay where they are when it becomes known.
 _UNKNOWN = "-"
 # IPython's display functions have no types.
@@ -50,6 +53,7 @@ def payload(state: RunState) -> dict[str, Any]:
         ("Rate", rate_text(state) or _UNKNOWN),
         ("Results", received_text(state)),
         ("Workers", workers_text(state)),
+        (_ENVIRONMENT, environment_text(state)),
         ("Failures", failed_text(state)),
         ("Elapsed", duration_text(state.elapsed_s)),
         ("Remaining", remaining_text(state).removesuffix(" left") or _UNKNOWN),
@@ -59,7 +63,9 @@ def payload(state: RunState) -> dict[str, Any]:
         "desc": one_line(state.desc, 60) or "Run",
         "percent": round(100 * state.fraction, 1),
         "chunks": chunks_text(state),
-        "facts": [[name, value] for name, value in facts if value and begun],
+        "facts": [
+            [name, value] for name, value in facts if value and (begun or name == _ENVIRONMENT)
+        ],
         "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
     }
 
