@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hepscale.view.gallery import Drawing, Gallery
     from hepscale.view.state import RunState
 
-__all__ = ["StaticView", "final_bundle", "finish", "payload", "show"]
+__all__ = ["LoggedView", "StaticView", "final_bundle", "finish", "payload", "show"]
 
 _MOST_NOTICES = 5
 # Known before a run begins.
@@ -122,6 +122,31 @@ class StaticView:
     def close(self, state: RunState, output: Partial = nothing) -> None:
         """Display the final bundle, if there is anything to say."""
         finish(None, state, self._gallery, output)
+
+
+class LoggedView:
+    """Lines on stderr while the run goes on; then the final bundle, for a notebook that is kept.
+
+    Parameters
+    ----------
+    gallery
+        Chooses the histograms; None: there are none.
+    """
+
+    def __init__(self, gallery: Gallery | None = None) -> None:
+        # rich and histoprint, which other views of notebooks do not need
+        from hepscale.view.terminal import LinesView
+
+        self._lines, self._static = LinesView(), StaticView(gallery)
+
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
+        """Write a line at most every five seconds, and only if something has changed."""
+        self._lines.update(state, output, force=force)
+
+    def close(self, state: RunState, output: Partial = nothing) -> None:
+        """Write how the run ended, and display the final bundle."""
+        self._lines.close(state, output)
+        self._static.close(state, output)
 
 
 def _last(gallery: Gallery | None, output: Partial) -> Drawing | None:

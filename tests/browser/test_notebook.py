@@ -161,7 +161,7 @@ def test_a_subshell_console_shows_a_run_live(
             " {activate: false})"
         )
         console = page.locator(".jp-CodeConsole")
-        console.get_by_text("IPython").wait_for(timeout=20_000)
+        console.get_by_text("IPython").first.wait_for(timeout=20_000)
         under_way(notebook)
         console.locator(".jp-CodeConsole-promptCell .cm-content").click(timeout=10_000)
         page.keyboard.type(SHOW)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
 from typing import TYPE_CHECKING, Any
 
 import nbclient
 import nbformat
 import pytest
+from rich.console import Console
+
+from hepscale.notebook_run import run_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,6 +227,24 @@ def test_papermill_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (kept,) = (one["data"] for cell in nbformat.read(made, 4).cells for one in cell.outputs)
     assert kept.keys() == {"image/png", "text/plain"}
     assert kept["text/plain"] == "Processing: 3 of 3 chunks, 0 failed\n  1 plot"
+
+
+def test_hepscale_run_gives_lines_and_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HEPSCALE_VIEW", raising=False)
+    new: Any = nbformat.v4
+    cells = [new.new_code_cell(cell) for cell in (DRIVE, DRAW, "fill(chunks=3)")]
+    given, made = tmp_path / "given.ipynb", tmp_path / "made.ipynb"
+    nbformat.write(new.new_notebook(cells=cells), given)
+    printed, log = (Console(file=io.StringIO(), width=100) for _ in range(2))
+    run_file(given, printed, log, out=made)
+    *_, written, shown = nbformat.read(made, 4).cells[-1].outputs
+    assert written["name"] == "stderr"
+    assert shown["data"].keys() == {"image/png", "text/plain"}
+    assert shown["data"]["text/plain"] == "Processing: 3 of 3 chunks, 0 failed\n  1 plot"
+    assert log.file.getvalue().count("Processing: 3 of 3 chunks") == 2
+    assert printed.file.getvalue() == ""
 
 
 def test_html_is_replaced_by_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
