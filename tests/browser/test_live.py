@@ -42,7 +42,7 @@ begun_s, draw = {{}}, WidgetView._draw
 def timed(view, widget, *rest):
     at_s = time.time()
     sent = draw(view, widget, *rest)
-    begun_s.setdefault(widget.run["chunks"], at_s)
+    begun_s.setdefault(widget.shown["run"]["chunks"], at_s)
     return sent
 
 WidgetView._draw = timed

@@ -196,7 +196,8 @@ view, state = WidgetView(Gallery(["a"])), RunState()
 out = {name: hist.Hist.new.Reg(2, 0, 1).Double() for name in "abc"}
 def drawn():
     view.update(state, lambda: out, force=True)
-    return [plot["name"] for plot in view._widget.spec["plots"]], view._widget.spec["more"]
+    spec = view._widget.shown["spec"]
+    return [plot["name"] for plot in spec["plots"]], spec["more"]
 print(drawn())
 view._widget._handle_custom_msg({"type": "watch", "names": ["c", 3, "b"]}, [])
 print(drawn())

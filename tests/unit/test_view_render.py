@@ -247,14 +247,14 @@ def test_the_throttle_keeps_to_its_interval_and_its_part_of_the_time() -> None:
     assert waits_s(sent=1_000_000) == pytest.approx(4.0, abs=0.02)
 
 
-def test_the_last_state_wins() -> None:
+def test_the_last_state_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, state = Clock(), running(0)
     view = WidgetView(clock=clock)
     view.update(state)
     sent: list[str] = []
     widget = view._widget
     assert widget is not None
-    widget.observe(lambda change: sent.append(change.new["chunks"]), "run")
+    monkeypatch.setattr(widget, "put", lambda run: sent.append(run["chunks"]))
     for i in range(1, 31):
         clock.now_s = 0.0101 * i
         apply(state, ChunksCounted(1, 50_000, 1), clock.now_s)
