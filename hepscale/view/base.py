@@ -129,9 +129,13 @@ class GuardedView:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self.deaf = is_deaf(view)
         self._failed = False
         self._closed = False
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the view has a button that can be heard by an interrupt only."""
+        return is_deaf(self._view)
 
     def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw, see :meth:`View.update`."""

@@ -133,7 +133,8 @@ class WidgetView:
     Attributes
     ----------
     deaf
-        Whether the button can be heard by an interrupt only, as in kernels before ipykernel 7.
+        Whether the button can be heard by an interrupt only, as in kernels before ipykernel 7. In
+        others the page says hello, and is believed deaf until that is heard.
     """
 
     def __init__(
@@ -147,8 +148,7 @@ class WidgetView:
         self._throttle = Throttle(_WIDGET_S, clock)
         self._encode = Encoder(label=plain)
         self._failed = 0
-        kernel = getattr(_shell(), "kernel", None)
-        self.deaf = kernel is not None and not hasattr(kernel, "_supports_kernel_subshells")
+        self.deaf = getattr(_shell(), "kernel", None) is not None
         self._widget: RunWidget | None = None
         self._handle: Any = None
 
@@ -195,6 +195,7 @@ class WidgetView:
         # in a thread of the kernel's while the cell runs: the run, and the next drawing, do it
         if not isinstance(content, dict):
             return
+        self.deaf = False
         if content.get("type") == "stop" and self._stop is not None:
             self._stop()
         names, name = content.get("names"), content.get("name")

@@ -80,18 +80,45 @@ def test_progress_moves_and_a_text_stays(
         assert notebook.output(1).get_by_role(BAR).count() == 0
 
 
+HEARD = """
+from hepscale.view.widget import WidgetView
+heard, hear = [], WidgetView._hear
+
+def noted(view, said):
+    heard.append(said["type"])
+    hear(view, said)
+
+WidgetView._hear = noted
+"""
+# as if the kernel had heard nothing of the page
+DEAF = "import comm; comm.get_comm_manager().register_target = lambda *_: None\n"
+
+
 @pytest.mark.parametrize(
-    ("app", "kernel"), [("lab", "python3"), ("notebook", "python3"), ("lab", "old")]
+    ("app", "kernel", "before"),
+    [
+        ("lab", "python3", ""),
+        ("notebook", "python3", ""),
+        ("lab", "old", ""),
+        pytest.param("notebook", "python3", DEAF, id="notebook-deaf"),
+    ],
 )
 def test_stop_and_keep(
-    browser: Any, server: notebooks.Server, app: str, kernel: str, files: Any, tmp_path: Path
+    browser: Any,
+    server: notebooks.Server,
+    app: str,
+    kernel: str,
+    before: str,
+    files: Any,
+    tmp_path: Path,
 ) -> None:
     if kernel == "old" and not notebooks.OLD_KERNEL:
         pytest.skip("ipykernel 6.31 is not there: make browser")
     begun = cells(files, 0.5, "slow")
+    begun[2] += "\nprint('heard', *heard)"
     # it returns what it has: no exception would let the cells after it run
     begun[1] = (
-        "import ipykernel; print('kernel', ipykernel.__version__)\n"
+        f"{before}import ipykernel; print('kernel', ipykernel.__version__)\n{HEARD}"
         f"out = run(slow, {files.fileset}, status=True)"
     )
     with notebooks.opened(browser, server, app, begun, kernel) as notebook:
@@ -113,6 +140,9 @@ def test_stop_and_keep(
         assert "Stopped:" in text
         assert 0 < counted(notebook) < 3 * EVENTS
         assert took_s < 1
+        # who was heard need not interrupt, and an interrupt is not the button then
+        hears = kernel == "python3" and not before
+        assert ("heard hello" in notebook.output(2).inner_text()) == hears
         shoot(notebook.page, f"stopped_{app}_{kernel}", tmp_path)
 
 

@@ -213,6 +213,48 @@ print(drawn())
     ]
 
 
+def test_a_category_of_a_map_is_chosen_by_its_name_and_shown_by_its_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HEPSCALE_VIEW", "widget")
+    cell = r"""
+import numpy as np
+import hepscale
+from hepscale.view.widget import WidgetView
+
+kinds = [r"$Z \to \mu\mu$", "TT"]
+
+def fill_map(item):
+    made = hist.Hist.new.Reg(4, 0, 4).Reg(4, 0, 4).StrCat([], growth=True).Int64()
+    made.fill([0.5] * 3, [1.5] * 3, kinds[item % 2])
+    time.sleep(0.2)
+    return {"m": made}
+
+draw, seen = WidgetView._draw, []
+
+def chosen(view, widget, *rest):
+    sent = draw(view, widget, *rest)
+    for plot in widget.shown["spec"].get("plots", ()):
+        seen.append((plot["chosen"], sum(np.frombuffer(widget.shown["bins"], "f4"))))
+        if len(plot["choices"]) == 2:
+            # as the page says it
+            widget._handle_custom_msg({"type": "choose", "name": "m", "category": kinds[0]}, [])
+            labels.update(plot["choice_labels"])
+    return sent
+
+labels, WidgetView._draw = set(), chosen
+out, error = hepscale.HepScaleExecutor(cores=2)(range(12), fill_map, None)
+hepscale.shutdown()
+print(sorted(labels), sorted({name for name, _ in seen if name}) == [kinds[0]])
+print(int(out["m"].sum()), max(total for name, total in seen if name) <= 18)
+"""
+    (_, outputs), _ = execute(DRAW, cell)
+    printed = "".join(one["text"] for one in outputs if one.get("name") == "stdout")
+    assert printed == "['TT', 'Z → μμ'] True\n36 True\n"
+    (kept,) = (one["data"] for one in outputs if "image/png" in one.get("data", {}))
+    assert kept["text/plain"].startswith("Processing: 12 of 12 chunks")
+
+
 def test_papermill_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     papermill = pytest.importorskip("papermill", reason="papermill is not there: make test")
     monkeypatch.delenv("HEPSCALE_VIEW", raising=False)
