@@ -106,7 +106,7 @@ def _updates(number: int, storage: str) -> dict[str, Any]:
         own_s += time.thread_time() - own_begun_s
         time.sleep(0.02)
         spent_s += time.process_time() - begun_s
-    sent = len(shown._widget.bins) + len(json.dumps(shown._widget.run))
+    sent = len(shown._widget.shown["bins"]) + len(json.dumps(shown._widget.shown["run"]))
     shown.close(state)
     return {"ms": 1e3 * spent_s / number, "own_ms": 1e3 * own_s / number, "kb": sent / 1e3}
 

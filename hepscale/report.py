@@ -182,10 +182,22 @@ def _facts(run: dict[str, Any]) -> str:
             ("Tasks", ", ".join([f"{tasks['ended']:,} ended", *ended])),
             ("Memory of a task", memory),
             ("Cores of a task", f"{cores:.2f} on average"),
+            *_environment(run.get("environment") or {}),
             *_sandbox(run.get("interposer") or {}),
             ("Outputs received", f"{count_text(run['bytes_merged'])}B"),
         ]
     )
+
+
+def _environment(sent: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what tasks were sent to import, where that was anything."""
+    if not sent.get("layers"):
+        return []
+    text = f"{sent['layers']:,} layers, {count_text(sent['size_bytes'])}B"
+    text += f", {sent['layers_cached']:,} of them packed before"
+    there = sent["workers"]
+    where = f"; on {there:,} worker{'s' if there > 1 else ''}" if there else ""
+    return [("Environment", text + where)]
 
 
 def _sandbox(inside: dict[str, Any]) -> list[tuple[str, str]]:

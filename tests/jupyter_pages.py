@@ -144,6 +144,27 @@ class Notebook:
         """Begin to run all cells."""
         self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
+    def run_cell(self, cell: int) -> None:
+        """Begin to run one cell, after what runs already."""
+        self.page.evaluate(
+            """(cell) => {
+              const {shell, commands} = window.jupyterapp;
+              shell.currentWidget.content.activeCellIndex = cell;
+              void commands.execute('notebook:run-cell');
+            }""",
+            cell,
+        )
+
+    def reload(self) -> None:
+        """Load the page again; a kernel that is busy does not answer it before it is done."""
+        self.page.reload()
+        self.page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session?.kernel"
+            "?.connectionStatus === 'connected'",
+            timeout=60_000,
+        )
+        self.page.locator(".jp-Notebook .jp-CodeCell").last.wait_for(timeout=60_000)
+
     def save(self) -> Path:
         """Save it as the application does; return the file."""
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")

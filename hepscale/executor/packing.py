@@ -14,7 +14,7 @@ from hepscale.env.left_out import local_names
 from hepscale.env.repositories import repositories
 from hepscale.errors import ConfigError, PayloadError
 from hepscale.executor import cvmfs
-from hepscale.executor.task import Notice
+from hepscale.executor.shipping import EnvironmentReady, Packing
 
 if TYPE_CHECKING:
     import os
@@ -171,6 +171,7 @@ class _Packer:
         self._missed = self._store.recall(self._name) or []
         if self._missed:
             made = self._pack(self._wanted.closure)
+        self._tell.ready(made.environment)
         settings = self._wanted.settings
         self._store.prune(settings.keep_environments, settings.cache_dir / "unpacked")
         return made
@@ -179,7 +180,9 @@ class _Packer:
         """Pack all that is required, and what was missed; what workers have stays as it is."""
         self._missed = [*dict.fromkeys((*self._missed, *missed))]
         self._store.remember(self._name, self._missed)
-        return self._pack("full")
+        made = self._pack("full")
+        self._tell.ready(made.environment)
+        return made
 
     def _pack(self, closure: environment.Closure) -> RunEnvironment:
         # guarded: what was missed once may not be installed any more
@@ -213,18 +216,26 @@ def _beside() -> set[str]:
 
 
 class _Sayer:
-    """Says once of each layer that it is being packed, if that takes a moment."""
+    """Says which layer is being packed, if that takes a moment, and what came of it."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._told: set[str] = set()
+        self._packed: set[str] = set()
 
-    def __call__(self, label: str, _done: int, total: int) -> None:
-        if total > _WORTH_TELLING_BYTES and label not in self._told:
-            self._told.add(label)
-            size = f"{total / 1e6:.0f} MB"
-            self._observer.see(Notice(f"Packing {label} for the workers: {size}, once."))
+    def __call__(self, label: str, done: int, total: int) -> None:
+        self._packed.add(label)
+        if total > _WORTH_TELLING_BYTES:
+            self._observer.see(Packing(label, done, total))
         self._observer.tick()
+
+    def ready(self, made: Environment | None) -> None:
+        """Say what there is now."""
+        if made is None:
+            return
+        layers = [*made.layers, *filter(None, [made.code])]
+        size_bytes = sum(one.size_bytes for one in layers)
+        cached = max(0, len(layers) - len(self._packed))
+        self._observer.see(EnvironmentReady(len(layers), cached, size_bytes))
 
 
 def _missing(found: Analysis) -> Iterator[str]:

@@ -114,7 +114,6 @@ class _Shower:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
         self._stop = stop
         self._view = make_view(status, self._gallery, self._request)
-        stop.by_interrupt = is_deaf(self._view)
 
     def see(self, event: Event) -> None:
         now_s = time.monotonic()
@@ -132,6 +131,7 @@ class _Shower:
             self._partial.tick(self._state, self._content)
         if self._state.status is None:
             self._view.update(self._state, self._content)
+            self._stop.by_interrupt = is_deaf(self._view)
         if self._record is not None:
             self._record.tick()
 

@@ -70,6 +70,12 @@ def summarize(state: RunState, timeline: Timeline) -> dict[str, Any]:
             "memory_mb_most": round(state.task_memory_mb, 1),
             "memory_mb_mean": round(timeline.tasks_memory_mb / max(timeline.tasks, 1), 1),
         },
+        "environment": {
+            "layers": state.environment.layers,
+            "layers_cached": state.environment.layers_cached,
+            "size_bytes": state.environment.size_bytes,
+            "workers": len(state.environment.workers),
+        },
         "interposer": {
             "tasks": dict(sorted(state.interposers.items())),
             "left_files": state.left_files,

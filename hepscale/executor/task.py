@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NewType, TypeAlias
 
+from hepscale.executor.shipping import EnvironmentReady, Packing, TaskPlaced
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -142,8 +144,7 @@ class Task:
     compression
         zlib's level for frames; 0: none.
     isolate
-        Whether each chunk gets a frame of its own, because the outputs of some could not be
-        merged or pickled together.
+        Whether each chunk gets a frame of its own: outputs could not be merged or pickled together.
     """
 
     id: TaskId
@@ -244,7 +245,7 @@ class Notice:
     lasting: bool = False
 
 
-EngineEvent: TypeAlias = FrameBytes | TaskEnded | WorkerJoined | WorkerLost | Notice
+EngineEvent: TypeAlias = FrameBytes | TaskPlaced | TaskEnded | WorkerJoined | WorkerLost | Notice
 
 
 # -- what a run reports --------------------------------------------------------------------------
@@ -259,8 +260,7 @@ class ChunkFailure:
     dataset, file, start, stop
         The chunk.
     kind
-        "exception", "memory", "wall" (over its time), "died" (its process), "output" (cannot be
-        pickled) or "merge" (cannot be added to the others).
+        What failed; "wall": over its time, "output": not to be pickled, "merge": not to be added.
     reason
         One line.
     where
@@ -386,6 +386,8 @@ class RunEnded:
 
 RunEvent: TypeAlias = (
     RunStarted
+    | Packing
+    | EnvironmentReady
     | TaskSubmitted
     | TaskBegun
     | TaskClock

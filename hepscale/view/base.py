@@ -129,9 +129,13 @@ class GuardedView:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self.deaf = is_deaf(view)
         self._failed = False
         self._closed = False
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the view has a button that can be heard by an interrupt only."""
+        return is_deaf(self._view)
 
     def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
         """Draw, see :meth:`View.update`."""
@@ -215,9 +219,10 @@ def make_view(
     View
         In a notebook that somebody watches a widget, or HTML without a button where anywidget is
         not there; in one that is executed (nbclient, papermill, nbval) a picture and a text at the
-        end; on a terminal a bar; elsewhere lines on stderr. The variable ``HEPSCALE_VIEW``
-        overrides: ``widget``, ``html``, ``static``, ``text``, ``lines`` or ``off``. No exception
-        leaves the view: it is logged, and the run goes on unseen.
+        end; on a terminal a bar; elsewhere lines on stderr, after which ``hepscale run`` has the
+        picture, too. The variable ``HEPSCALE_VIEW`` overrides: ``widget``, ``html``, ``static``,
+        ``text``, ``lines`` or ``off``. No exception leaves the view: it is logged, and the run
+        goes on unseen.
 
     Raises
     ------
@@ -273,6 +278,10 @@ def build(
         from hepscale.view.notebook import StaticView
 
         return StaticView(gallery)
+    if mode == "lines" and kernel:
+        from hepscale.view.notebook import LoggedView
+
+        return LoggedView(gallery)
     if mode == "text":
         from hepscale.view.terminal import TerminalView
 

@@ -256,6 +256,7 @@ def _spec(drawing: Drawing, label: Callable[[str], str]) -> dict[str, Any]:
             "rows": list(plot.rows),
             "summable": plot.summable,
             "choices": list(plot.choices),
+            "choice_labels": [*map(label, plot.choices)],
             "chosen": plot.chosen,
         }
         for plot in drawing.plots

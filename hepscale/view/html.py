@@ -84,7 +84,7 @@ def _lines(name: str, colour: str, lines: Sequence[str]) -> str:
 
 
 def _figure(plot: Plot) -> str:
-    name = escape(plot.title)
+    name = escape(plain(plot.title))
     if plot.kind == "table":
         caption = f"<figcaption><b>{name}</b></figcaption>"
         return f'<figure style="margin:0">{caption}{_table(plot)}</figure>'

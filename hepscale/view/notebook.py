@@ -13,6 +13,7 @@ from hepscale.view.text import (
     chunks_text,
     count_text,
     duration_text,
+    environment_text,
     failed_text,
     one_line,
     rate_text,
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from hepscale.view.gallery import Drawing, Gallery
     from hepscale.view.state import RunState
 
-__all__ = ["StaticView", "final_bundle", "finish", "payload", "show"]
+__all__ = ["LoggedView", "StaticView", "final_bundle", "finish", "payload", "show"]
 
 _MOST_NOTICES = 5
+# Known before a run begins.
+_ENVIRONMENT = "Environment"
 # In place of nothing, so that the others stay where they are when it becomes known.
 _UNKNOWN = "-"
 # IPython's display functions have no types.
@@ -50,6 +53,7 @@ def payload(state: RunState) -> dict[str, Any]:
         ("Rate", rate_text(state) or _UNKNOWN),
         ("Results", received_text(state)),
         ("Workers", workers_text(state)),
+        (_ENVIRONMENT, environment_text(state)),
         ("Failures", failed_text(state)),
         ("Elapsed", duration_text(state.elapsed_s)),
         ("Remaining", remaining_text(state).removesuffix(" left") or _UNKNOWN),
@@ -59,7 +63,9 @@ def payload(state: RunState) -> dict[str, Any]:
         "desc": one_line(state.desc, 60) or "Run",
         "percent": round(100 * state.fraction, 1),
         "chunks": chunks_text(state),
-        "facts": [[name, value] for name, value in facts if value and begun],
+        "facts": [
+            [name, value] for name, value in facts if value and (begun or name == _ENVIRONMENT)
+        ],
         "notices": [one_line(text) for text in state.notices[-_MOST_NOTICES:]],
     }
 
@@ -116,6 +122,31 @@ class StaticView:
     def close(self, state: RunState, output: Partial = nothing) -> None:
         """Display the final bundle, if there is anything to say."""
         finish(None, state, self._gallery, output)
+
+
+class LoggedView:
+    """Lines on stderr while the run goes on; then the final bundle, for a notebook that is kept.
+
+    Parameters
+    ----------
+    gallery
+        Chooses the histograms; None: there are none.
+    """
+
+    def __init__(self, gallery: Gallery | None = None) -> None:
+        # rich and histoprint, which other views of notebooks do not need
+        from hepscale.view.terminal import LinesView
+
+        self._lines, self._static = LinesView(), StaticView(gallery)
+
+    def update(self, state: RunState, output: Partial = nothing, *, force: bool = False) -> None:
+        """Write a line at most every five seconds, and only if something has changed."""
+        self._lines.update(state, output, force=force)
+
+    def close(self, state: RunState, output: Partial = nothing) -> None:
+        """Write how the run ended, and display the final bundle."""
+        self._lines.close(state, output)
+        self._static.close(state, output)
 
 
 def _last(gallery: Gallery | None, output: Partial) -> Drawing | None:

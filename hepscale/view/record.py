@@ -116,7 +116,9 @@ class RunRecord:
         """Show how the run went; while it goes on, where it stands.
 
         In a notebook that is the live view, if the run goes on in another thread, and else the
-        picture and the text that the run has left.
+        picture and the text that the run has left. A page that was loaded again meanwhile is
+        answered by its kernel when the cell of the run is over: a cell with ``show()`` waits, and
+        gets the picture. Live it is in a subshell console of JupyterLab that was opened before.
         """
         mode, kernel = place()
         with self._lock:

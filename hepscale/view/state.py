@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hepscale.executor.shipping import EnvironmentReady, Packing, TaskPlaced
 from hepscale.executor.task import (
     ChunkBegun,
     ChunkFailed,
@@ -23,15 +24,19 @@ from hepscale.executor.task import (
     RunEnded,
     RunStarted,
     RunStatus,
+    TaskBegun,
     TaskEnded,
     TaskId,
     TaskSubmitted,
     WorkerJoined,
     WorkerLost,
 )
+from hepscale.view.environment import EnvironmentState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from hepscale.view.environment import Told
 
 __all__ = ["RunState", "advance", "apply"]
 
@@ -62,6 +67,8 @@ class RunState:
         The slots of each worker that is there, by its id.
     workers_joined, workers_lost
         How many came and went.
+    environment
+        What the tasks run in.
     tasks
         The tasks that were handed to the engine and have not ended.
     tasks_died, tasks_lost, tasks_over_memory
@@ -105,6 +112,7 @@ class RunState:
     workers: dict[str, int] = field(default_factory=dict)
     workers_joined: int = 0
     workers_lost: int = 0
+    environment: EnvironmentState = field(default_factory=EnvironmentState)
     tasks: set[TaskId] = field(default_factory=set)
     tasks_died: int = 0
     tasks_lost: int = 0
@@ -325,6 +333,7 @@ def _task_submitted(state: RunState, event: TaskSubmitted) -> None:
 
 
 def _task_ended(state: RunState, event: TaskEnded) -> None:
+    _environment(state, event)
     state.tasks.discard(event.task_id)
     state.tasks_died += event.status == "died"
     state.tasks_lost += event.status == "lost"
@@ -345,8 +354,13 @@ def _worker_joined(state: RunState, event: WorkerJoined) -> None:
 
 
 def _worker_lost(state: RunState, event: WorkerLost) -> None:
+    _environment(state, event)
     if state.workers.pop(event.worker_id, None) is not None:
         state.workers_lost += not event.sent_away
+
+
+def _environment(state: RunState, event: Told) -> None:
+    state.environment.see(event)
 
 
 def _notice(state: RunState, event: Notice) -> None:
@@ -360,11 +374,15 @@ _FOLDS: dict[type, Callable[[RunState, Any], None]] = {
     ChunkFailed: _chunk_failed,
     ChunkSplit: _chunk_split,
     ChunksCounted: _chunks_counted,
+    EnvironmentReady: _environment,
     FrameBytes: _frame_bytes,
     Notice: _notice,
+    Packing: _environment,
     RunEnded: _run_ended,
     RunStarted: _run_started,
+    TaskBegun: _environment,
     TaskEnded: _task_ended,
+    TaskPlaced: _environment,
     TaskSubmitted: _task_submitted,
     WorkerJoined: _worker_joined,
     WorkerLost: _worker_lost,

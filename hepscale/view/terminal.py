@@ -24,6 +24,7 @@ from hepscale.view.base import Partial, Throttle, nothing
 from hepscale.view.text import (
     chunks_text,
     duration_text,
+    environment_text,
     events_text,
     failed_text,
     failure_lines,
@@ -92,8 +93,10 @@ def draw(state: RunState, width: int = _WIDEST) -> RenderableType:
 
 
 def _facts(state: RunState, room: int) -> list[Text]:
+    environment = environment_text(state)
+    about = Text(f"environment: {environment}" if environment else "", "dim")
     if state.started_s is None:
-        return []
+        return [about] if environment else []
     progress = [
         events_text(state),
         rate_text(state),
@@ -104,7 +107,7 @@ def _facts(state: RunState, room: int) -> list[Text]:
     lines = [Text(line, "dim") for line in (*_packed(progress, room), *_packed(workers, room))]
     if state.chunks_failed:
         lines[-1].highlight_regex(r"[\d,]+ failed", "not dim red")
-    return lines
+    return [*lines, about] if environment else lines
 
 
 def _packed(parts: list[str], room: int) -> list[str]:
@@ -256,6 +259,8 @@ class LinesView:
             state.slots,
             state.tasks_retried,
             len(state.notices),
+            state.environment.packed_bytes,
+            state.environment.layers,
         )
         # Without a change no interval begins, so that the next change is told at once.
         if shown != self._shown:

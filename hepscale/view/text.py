@@ -15,6 +15,7 @@ __all__ = [
     "chunks_text",
     "count_text",
     "duration_text",
+    "environment_text",
     "events_text",
     "failed_text",
     "failure_details",
@@ -151,7 +152,7 @@ def received_text(state: RunState) -> str:
 
 
 def workers_text(state: RunState) -> str:
-    """Return ``37 of 40 slots busy on 5 workers, 1 lost``."""
+    """Return ``37 of 40 slots busy on 5 workers, 6 joined, 1 lost``."""
     lost = f", {state.workers_lost:,} lost" if state.workers_lost else ""
     if not state.workers:
         return f"no workers left{lost}" if lost else "waiting for workers"
@@ -159,14 +160,43 @@ def workers_text(state: RunState) -> str:
     text = f"{state.slots_busy:,} of {slots:,} {_plural(slots, 'slot')} busy"
     if workers > 1:
         text += f" on {workers:,} workers"
+    if lost:
+        text += f", {state.workers_joined:,} joined"
     return text + lost
 
 
+def environment_text(state: RunState) -> str:
+    """Return what is packed, or ``3 layers (210 MB), 2 packed before, on 4 workers``.
+
+    Nothing where tasks run in what their workers have.
+    """
+    env = state.environment
+    if env.packing:
+        done, total = count_text(env.packed_bytes), count_text(env.packing_bytes)
+        return f"packing {one_line(env.packing, 40)}, {done}B of {total}B"
+    if not env.layers:
+        return ""
+    size = f"{env.layers:,} {_plural(env.layers, 'layer')} ({count_text(env.size_bytes)}B)"
+    cached = "all" if env.layers_cached == env.layers else f"{env.layers_cached:,}"
+    there, sent = len(env.workers), env.workers_sent
+    parts = [
+        size,
+        f"{cached} packed before" if env.layers_cached else "",
+        f"on {there:,} {_plural(there, 'worker')}" if there else "",
+        f"being sent to {sent:,} {_plural(sent, 'worker')}" if sent else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
 def failed_text(state: RunState) -> str:
-    """Return ``0 failed``, and how many tasks had to be repeated where some had."""
+    """Return ``0 failed``, and how many tasks were repeated and chunks split, where some were."""
     text = f"{state.chunks_failed:,} failed"
-    repeated = state.tasks_retried
-    return f"{text}, {repeated:,} {_plural(repeated, 'task')} repeated" if repeated else text
+    for number, noun, done in (
+        (state.tasks_retried, "task", "repeated"),
+        (state.chunks_split, "chunk", "split"),
+    ):
+        text += f", {number:,} {_plural(number, noun)} {done}" if number else ""
+    return text
 
 
 def usage_text(state: RunState) -> str:
@@ -225,17 +255,24 @@ def _detail(failure: ChunkFailure) -> str:
 def progress_text(state: RunState) -> str:
     """Return where the run stands on one line, for a log."""
     if state.started_s is None:
-        return f"{_title(state)}: {chunks_text(state)}"
+        parts = [chunks_text(state), _named_environment(state)]
+        return f"{_title(state)}: {', '.join(filter(None, parts))}"
     parts = [
         chunks_text(state),
         events_text(state),
         rate_text(state),
         workers_text(state),
+        _named_environment(state),
         failed_text(state),
         f"{duration_text(state.elapsed_s)} elapsed",
         remaining_text(state),
     ]
     return f"{_title(state)}: {', '.join(part for part in parts if part)}"
+
+
+def _named_environment(state: RunState) -> str:
+    text = environment_text(state)
+    return f"environment: {text}" if text else ""
 
 
 def final_text(state: RunState) -> str:
@@ -245,6 +282,8 @@ def final_text(state: RunState) -> str:
     rate = rate_text(state)
     took = f"in {duration_text(state.elapsed_s, tenths=True)}" + (f" ({rate})" if rate else "")
     text = f"{_counts(state)} {took}, {failed_text(state)}"
+    if state.workers_lost:
+        text += f", {state.workers_lost:,} {_plural(state.workers_lost, 'worker')} lost"
     if state.chunks_resumed:
         text += f", {state.chunks_resumed:,} resumed"
     usage = usage_text(state)

@@ -1,6 +1,6 @@
 """A run in a notebook: one widget while it goes on, a picture and a text when it has ended.
 
-The widget has four traits: ``run``, a small dict with texts that are ready to be shown;
+The widget's state has four parts: ``run``, a small dict with texts that are ready to be shown;
 ``failures``, a line and more for each; ``spec``, what the histograms look like; and ``bins``, the
 numbers in them (``view/gallery.py``). What has changed of them is sent as one message at most ten
 times a second from the thread that runs the cell. There is no thread of ours. The page says
@@ -55,23 +55,37 @@ class RunWidget(anywidget.AnyWidget):
 
     Attributes
     ----------
-    run
-        What :func:`hepscale.view.notebook.payload` returns.
-    failures
-        What :func:`hepscale.view.text.failure_details` returns.
-    spec, bins
-        What :func:`hepscale.view.gallery.encode` returns.
+    shown
+        What its page shows: ``run``, ``failures``, ``spec`` and ``bins`` are what is returned by
+        :func:`hepscale.view.notebook.payload`, :func:`hepscale.view.text.failure_details` and
+        :func:`hepscale.view.gallery.encode`.
     channel
         The comm target at which :meth:`listen` hears the page; empty where nobody listens.
     """
 
     _esm = _joined(_SCRIPTS)
     _css = _joined(_STYLES)
-    run = traitlets.Dict().tag(sync=True)
-    failures: Any = traitlets.List().tag(sync=True)
-    spec = traitlets.Dict().tag(sync=True)
-    bins = traitlets.Bytes().tag(sync=True)
     channel = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, **shown: Any) -> None:
+        # No traits: comparing and searching them takes as long as half of the message.
+        self.shown: dict[str, Any] = {"run": {}, "failures": [], "spec": {}, "bins": b"", **shown}
+        super().__init__()
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """Return what a page is told when it meets the widget."""
+        state: dict[str, Any] = super().get_state(key, drop_defaults)
+        return state if key is not None else {**state, **self.shown}
+
+    def put(self, **changed: Any) -> None:
+        """Show other parts, in one message: no page has the numbers of other histograms."""
+        self.shown.update(changed)
+        bins = changed.pop("bins", None)
+        paths, buffers = ([], []) if bins is None else ([["bins"]], [bins])
+        data = {"method": "update", "state": changed, "buffer_paths": paths}
+        # none once it is closed, or if whoever has the kernel has closed it
+        if self.comm is not None:
+            self.comm.send(data=data, buffers=buffers)
 
     def listen(self, hear: Callable[[Any], None]) -> None:
         """Pass on what the page says, until the widget is closed.
@@ -119,7 +133,8 @@ class WidgetView:
     Attributes
     ----------
     deaf
-        Whether the button can be heard by an interrupt only, as in kernels before ipykernel 7.
+        Whether the button can be heard by an interrupt only, as in kernels before ipykernel 7. In
+        others the page says hello, and is believed deaf until that is heard.
     """
 
     def __init__(
@@ -133,8 +148,7 @@ class WidgetView:
         self._throttle = Throttle(_WIDGET_S, clock)
         self._encode = Encoder(label=plain)
         self._failed = 0
-        kernel = getattr(_shell(), "kernel", None)
-        self.deaf = kernel is not None and not hasattr(kernel, "_supports_kernel_subshells")
+        self.deaf = getattr(_shell(), "kernel", None) is not None
         self._widget: RunWidget | None = None
         self._handle: Any = None
 
@@ -157,18 +171,17 @@ class WidgetView:
     def _draw(self, widget: Any, state: RunState, output: Partial) -> int:
         drawing = self._gallery.draw(output()) if self._gallery is not None else Drawing()
         spec, bins = self._encode(drawing)
-        changed = bins != widget.bins
-        # together, so that a front end never has the numbers of other histograms
-        with widget.hold_sync():
-            widget.run = payload(state)
-            if len(state.failures) != self._failed:
-                self._failed = len(state.failures)
-                widget.failures = failure_details(state)
-            if spec is not widget.spec:
-                widget.spec = spec
-            if changed:
-                widget.bins = bins
-        return len(bins) if changed else 0
+        shown, changed = widget.shown, dict[str, Any](run=payload(state))
+        if len(state.failures) != self._failed:
+            self._failed = len(state.failures)
+            changed["failures"] = failure_details(state)
+        if spec is not shown["spec"]:
+            changed["spec"] = spec
+        if bins != shown["bins"]:
+            changed["bins"] = bins
+        if changed != {"run": shown["run"]}:
+            widget.put(**changed)
+        return len(changed.get("bins", b""))
 
     def _show(self, widget: RunWidget, state: RunState) -> None:
         self._widget = widget
@@ -182,6 +195,7 @@ class WidgetView:
         # in a thread of the kernel's while the cell runs: the run, and the next drawing, do it
         if not isinstance(content, dict):
             return
+        self.deaf = False
         if content.get("type") == "stop" and self._stop is not None:
             self._stop()
         names, name = content.get("names"), content.get("name")

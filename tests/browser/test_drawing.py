@@ -139,11 +139,12 @@ def test_a_map_is_coloured_by_its_numbers(browser: Any) -> None:
 
 def test_a_category_of_a_map_is_asked_for(browser: Any, tmp_path: Path) -> None:
     picture = plots.Picture()
-    sides = {"y": plots.axis("y", range(3)), "choices": ["DY", "<b>TT</b>"], "chosen": None}
+    sides = {"y": plots.axis("y", range(3)), "choices": ["$Z$", "<b>TT</b>"], "chosen": None}
+    sides["choice_labels"] = ["Z", "<b>TT</b>"]
     picture.add("m", "map", plots.axis("x", range(4)), {"": [1, 2, 3, 4, 5, 6]}, **sides)
     with drawn(browser, picture.state) as page:
         choice = page.get_by_label("Category of m")
-        assert choice.locator("option").all_text_contents() == ["all categories", "DY", "<b>TT</b>"]
+        assert choice.locator("option").all_text_contents() == ["all categories", "Z", "<b>TT</b>"]
         choice.select_option("<b>TT</b>")
         (said,) = page.evaluate("sent")
         assert said == {"type": "choose", "name": "m", "category": "<b>TT</b>"}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -39,7 +42,7 @@ begun_s, draw = {{}}, WidgetView._draw
 def timed(view, widget, *rest):
     at_s = time.time()
     sent = draw(view, widget, *rest)
-    begun_s.setdefault(widget.run["chunks"], at_s)
+    begun_s.setdefault(widget.shown["run"]["chunks"], at_s)
     return sent
 
 WidgetView._draw = timed
@@ -224,6 +227,39 @@ def test_a_saved_notebook_that_nobody_trusts_shows_the_picture(
                     r"widget.*(error|not found)|(error|loading).*widget", text, re.IGNORECASE
                 )
                 shoot(notebook.page, f"untrusted_{app}", tmp_path)
+
+
+@pytest.mark.timeout(180)
+def test_a_notebook_saved_from_a_live_session_is_executed_alike_twice(
+    browser: Any, server: notebooks.Server, files: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("nbval", reason="nbval is not there: make test")
+    setup, run, _ = cells(files, "out = fill_all(chunksize=10)")
+    after = "hepscale.shutdown()\nprint({name: int(one.sum()) for name, one in out.items()})"
+    with notebooks.opened(browser, server, "lab", [setup, run, after]) as notebook:
+        notebook.run_all()
+        # somebody watches
+        notebook.output(1).get_by_role("button", name="Stop and keep").last.wait_for(timeout=30_000)
+        notebook.output(2).get_by_text("'h00'").wait_for(timeout=30_000)
+        notebook.page.get_by_text("[3]:").wait_for(timeout=10_000)
+        saved = notebook.save()
+    assert kept(saved).keys() == {"image/png", "text/plain"}
+    # without settings of these tests
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    copy = shutil.copyfile(saved, tmp_path / "saved.ipynb")
+    tests = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parents[2])))
+    environ = {name: value for name, value in os.environ.items() if name != "HEPSCALE_VIEW"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "--nbval", "-q", copy],
+            cwd=tmp_path,
+            env=environ | {"PYTHONPATH": tests},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert "3 passed" in done.stdout
 
 
 def test_the_dimuons_of_the_notebook(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
 from typing import TYPE_CHECKING, Any
 
 import nbclient
 import nbformat
 import pytest
+from rich.console import Console
+
+from hepscale.notebook_run import run_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,7 +196,8 @@ view, state = WidgetView(Gallery(["a"])), RunState()
 out = {name: hist.Hist.new.Reg(2, 0, 1).Double() for name in "abc"}
 def drawn():
     view.update(state, lambda: out, force=True)
-    return [plot["name"] for plot in view._widget.spec["plots"]], view._widget.spec["more"]
+    spec = view._widget.shown["spec"]
+    return [plot["name"] for plot in spec["plots"]], spec["more"]
 print(drawn())
 view._widget._handle_custom_msg({"type": "watch", "names": ["c", 3, "b"]}, [])
 print(drawn())
@@ -206,6 +211,48 @@ print(drawn())
     assert [output["text"] for output in outputs if output.get("name") == "stdout"] == [
         "(['a'], ['b', 'c'])\n(['c', 'b'], ['a'])\n(['c', 'b'], ['a'])\n"
     ]
+
+
+def test_a_category_of_a_map_is_chosen_by_its_name_and_shown_by_its_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HEPSCALE_VIEW", "widget")
+    cell = r"""
+import numpy as np
+import hepscale
+from hepscale.view.widget import WidgetView
+
+kinds = [r"$Z \to \mu\mu$", "TT"]
+
+def fill_map(item):
+    made = hist.Hist.new.Reg(4, 0, 4).Reg(4, 0, 4).StrCat([], growth=True).Int64()
+    made.fill([0.5] * 3, [1.5] * 3, kinds[item % 2])
+    time.sleep(0.2)
+    return {"m": made}
+
+draw, seen = WidgetView._draw, []
+
+def chosen(view, widget, *rest):
+    sent = draw(view, widget, *rest)
+    for plot in widget.shown["spec"].get("plots", ()):
+        seen.append((plot["chosen"], sum(np.frombuffer(widget.shown["bins"], "f4"))))
+        if len(plot["choices"]) == 2:
+            # as the page says it
+            widget._handle_custom_msg({"type": "choose", "name": "m", "category": kinds[0]}, [])
+            labels.update(plot["choice_labels"])
+    return sent
+
+labels, WidgetView._draw = set(), chosen
+out, error = hepscale.HepScaleExecutor(cores=2)(range(12), fill_map, None)
+hepscale.shutdown()
+print(sorted(labels), sorted({name for name, _ in seen if name}) == [kinds[0]])
+print(int(out["m"].sum()), max(total for name, total in seen if name) <= 18)
+"""
+    (_, outputs), _ = execute(DRAW, cell)
+    printed = "".join(one["text"] for one in outputs if one.get("name") == "stdout")
+    assert printed == "['TT', 'Z → μμ'] True\n36 True\n"
+    (kept,) = (one["data"] for one in outputs if "image/png" in one.get("data", {}))
+    assert kept["text/plain"].startswith("Processing: 12 of 12 chunks")
 
 
 def test_papermill_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +270,24 @@ def test_papermill_gets_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (kept,) = (one["data"] for cell in nbformat.read(made, 4).cells for one in cell.outputs)
     assert kept.keys() == {"image/png", "text/plain"}
     assert kept["text/plain"] == "Processing: 3 of 3 chunks, 0 failed\n  1 plot"
+
+
+def test_hepscale_run_gives_lines_and_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HEPSCALE_VIEW", raising=False)
+    new: Any = nbformat.v4
+    cells = [new.new_code_cell(cell) for cell in (DRIVE, DRAW, "fill(chunks=3)")]
+    given, made = tmp_path / "given.ipynb", tmp_path / "made.ipynb"
+    nbformat.write(new.new_notebook(cells=cells), given)
+    printed, log = (Console(file=io.StringIO(), width=100) for _ in range(2))
+    run_file(given, printed, log, out=made)
+    *_, written, shown = nbformat.read(made, 4).cells[-1].outputs
+    assert written["name"] == "stderr"
+    assert shown["data"].keys() == {"image/png", "text/plain"}
+    assert shown["data"]["text/plain"] == "Processing: 3 of 3 chunks, 0 failed\n  1 plot"
+    assert log.file.getvalue().count("Processing: 3 of 3 chunks") == 2
+    assert printed.file.getvalue() == ""
 
 
 def test_html_is_replaced_by_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

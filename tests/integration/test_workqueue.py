@@ -48,7 +48,14 @@ def test_tasks_run_in_a_packed_environment():
     def where(item):
         return sys.prefix, os.getppid()
 
-    first, second = {*there(where)}, {*there(where)}
+    first = {*there(where)}
+    environment = hepscale.last_run().state.environment
+    assert (len(environment.workers), environment.workers_sent, environment.packing) == (1, 0, "")
+    assert environment.layers - environment.layers_cached <= 3
+    assert environment.size_bytes > 1e6
+    second = {*there(where)}
+    environment = hepscale.last_run().state.environment
+    assert 0 < environment.layers == environment.layers_cached
     ((prefix, _),) = first
     assert prefix != sys.prefix
     assert os.path.basename(prefix) in packed.records()

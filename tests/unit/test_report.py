@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hepscale import cli, report
 from hepscale.errors import InputError
 from hepscale.executor import summary
+from hepscale.executor.shipping import EnvironmentReady, TaskPlaced
 from hepscale.executor.task import (
     ChunkFailed,
     ChunkFailure,
@@ -25,6 +26,7 @@ from hepscale.executor.task import (
     Notice,
     RunEnded,
     RunStarted,
+    TaskBegun,
     TaskEnded,
     TaskId,
     TaskSubmitted,
@@ -103,6 +105,8 @@ def kept(
     ):
         apply(state, event, float(now_s))
         timeline.see(event, float(now_s))
+    for told in (EnvironmentReady(3, 2, 2_100_000), TaskPlaced(task, "w"), TaskBegun(task)):
+        apply(state, told, 7.0)
     folder = folder / run_id
     folder.mkdir()
     plots = None if output is None else encode(Gallery().draw(output), "<f8")
@@ -129,6 +133,7 @@ def test_a_page_says_what_happened(tmp_path):
         "Events 20 of 30, 2.9 per second",
         "DY, root://h//a.root, entries 20 to 30 no",
         "300 MB at most",
+        "Environment 3 layers, 2.1 MB, 2 of them packed before; on 1 worker",
         "environment 25.0 % 3.0 s",
         "note",
         "python 3.",

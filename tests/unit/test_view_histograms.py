@@ -539,3 +539,22 @@ def test_of_thousands_only_what_is_drawn_is_looked_at_each_time():
         now[0] += 0.1
     # a search of 0.02 s and more, one in a hundred times that
     assert 2 <= reads[0] <= 8
+
+
+@pytest.mark.parametrize("storage", ["Double", "Int64", "AtomicInt64", "Unlimited", "Weight"])
+@pytest.mark.parametrize("growth", [False, True])
+def test_what_lies_in_memory_is_what_a_histogram_says(storage, growth):
+    source = hist.Hist(hist.axis.Regular(5, 0, 5, growth=growth), storage=storage)
+    projector, found = Projector(), Found("h", ())
+    for filled in ([0.5, 1.5, 1.5, -3.0], [4.5] * 3, [7.5, 1.5], [1.5] * 300):
+        source.fill(filled)
+        # at first it is asked, then its memory is read
+        for _ in range(2):
+            (one,) = projector.project(found, source).series
+            assert one.values.tolist() == source.values().tolist()
+            if storage == "Weight":
+                assert one.variances.tolist() == source.variances().tolist()
+            else:
+                assert one.variances is None
+    with mock.patch("numpy.frombuffer", side_effect=AssertionError("read")):
+        assert projector.project(found, source).kind == "table", "the memory is not read"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hepscale.errors import ConfigError
+from hepscale.executor.shipping import Packing
 from hepscale.executor.task import (
     ChunkFailed,
     ChunkFailure,
@@ -29,6 +30,7 @@ from hepscale.executor.task import (
 from hepscale.view import RunState, View, advance, apply, make_view
 from hepscale.view import base as view_base
 from hepscale.view.base import GuardedView, NullView, Throttle, choose_mode
+from hepscale.view.html import page
 from hepscale.view.notebook import final_bundle, payload
 from hepscale.view.terminal import LinesView, TerminalView, draw
 from hepscale.view.text import failure_details
@@ -173,8 +175,8 @@ def test_the_state_imports_only_the_events() -> None:
         "print([n for n in set(sys.modules) - before if n.startswith('hepscale')])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    allowed = {"hepscale.view", "hepscale.view.state", "hepscale.view.base", "hepscale.errors"}
-    assert set(json.loads(done.stdout.replace("'", '"'))) <= allowed
+    names = ("view", "view.state", "view.environment", "view.base", "errors")
+    assert {*json.loads(done.stdout.replace("'", '"'))} <= {f"hepscale.{one}" for one in names}
 
 
 # -- a view that fails -----------------------------------------------------------------------------
@@ -245,14 +247,14 @@ def test_the_throttle_keeps_to_its_interval_and_its_part_of_the_time() -> None:
     assert waits_s(sent=1_000_000) == pytest.approx(4.0, abs=0.02)
 
 
-def test_the_last_state_wins() -> None:
+def test_the_last_state_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, state = Clock(), running(0)
     view = WidgetView(clock=clock)
     view.update(state)
     sent: list[str] = []
     widget = view._widget
     assert widget is not None
-    widget.observe(lambda change: sent.append(change.new["chunks"]), "run")
+    monkeypatch.setattr(widget, "put", lambda run: sent.append(run["chunks"]))
     for i in range(1, 31):
         clock.now_s = 0.0101 * i
         apply(state, ChunksCounted(1, 50_000, 1), clock.now_s)
@@ -444,23 +446,27 @@ def test_the_widget_takes_no_html_from_outside() -> None:
 def test_a_run_that_has_not_begun_is_not_counted() -> None:
     """Its environment is packed before anything is known of its chunks."""
     state = RunState()
-    apply(state, Notice("Packing packages"), 1.0)
+    apply(state, Notice("A note"), 1.0)
+    apply(state, Packing("packages", 5_000_000, 10_000_000), 1.0)
+    packing = "packing packages, 5.0 MB of 10.0 MB"
     stream = io.StringIO()
     view = LinesView(stream)
     view.update(state, force=True)
     view.close(state)
     assert stream.getvalue().splitlines() == [
-        "  note: Packing packages",
-        "Run: being prepared",
+        "  note: A note",
+        f"Run: being prepared, environment: {packing}",
         "Run: did not begin",
     ]
     console = Console(file=io.StringIO(), width=80)
     console.print(draw(state, 80))
     assert "Run" in console.file.getvalue()
     assert "being prepared" in console.file.getvalue()
+    assert f"environment: {packing}" in console.file.getvalue()
     assert "0 of 0" not in console.file.getvalue()
     assert "elapsed" not in console.file.getvalue()
     sent = payload(state)
-    assert (sent["chunks"], sent["facts"]) == ("being prepared", [])
-    assert sent["notices"] == ["Packing packages"]
+    assert (sent["chunks"], sent["facts"]) == ("being prepared", [["Environment", packing]])
+    assert packing in page(sent, [], [])
+    assert sent["notices"] == ["A note"]
     assert final_bundle(state) == {"text/plain": "Run: did not begin"}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hepscale.executor.shipping import EnvironmentReady, Packing, TaskPlaced
 from hepscale.executor.task import (
     ChunkBegun,
     ChunkFailed,
@@ -18,6 +19,7 @@ from hepscale.executor.task import (
     Notice,
     RunEnded,
     RunStarted,
+    TaskBegun,
     TaskEnded,
     TaskId,
     TaskSubmitted,
@@ -52,6 +54,10 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
         time_s=st.just(0.0),
     ),
     st.builds(TaskSubmitted, TASK, chunks=SMALL),
+    st.builds(Packing, st.text(max_size=9), done_bytes=SMALL, total_bytes=SMALL),
+    st.builds(EnvironmentReady, layers=SMALL, layers_cached=SMALL, size_bytes=SMALL),
+    st.builds(TaskPlaced, TASK, WORKER),
+    st.builds(TaskBegun, TASK),
     st.builds(ChunkBegun, TASK, key=st.just(ChunkKey("k"))),
     st.builds(ChunksCounted, chunks=SMALL, entries=SMALL, nbytes=SMALL, resumed=st.booleans()),
     st.builds(ChunkFailed, FAILURES),
@@ -102,6 +108,7 @@ def test_no_sequence_of_events_is_too_strange(events: list[tuple[Event, float]])
         text.final_text,
         text.rate_text,
         text.workers_text,
+        text.environment_text,
         text.usage_text,
     ):
         assert "\n" not in words(state)
@@ -314,6 +321,46 @@ def test_words_for_workers() -> None:
     assert text.workers_text(state) == "0 of 1 slot busy"
     apply(state, WorkerLost("w1"), 100.0)
     assert text.workers_text(state) == "no workers left, 1 lost"
+    apply(state, WorkerJoined("w2", 2), 100.0)
+    apply(state, WorkerJoined("w3", 2), 100.0)
+    assert text.workers_text(state) == "0 of 4 slots busy on 2 workers, 3 joined, 1 lost"
+    apply(state, RunEnded("done", 1e9), 102.0)
+    assert text.final_text(state).endswith("0 failed, 1 worker lost")
+
+
+def test_words_for_what_is_done_again() -> None:
+    state = started()
+    assert text.failed_text(state) == "0 failed"
+    apply(state, ChunkSplit("a.root", 0, 10), 101.0)
+    apply(state, TaskEnded(TaskId("t1"), "memory"), 101.0)
+    assert text.failed_text(state) == "0 failed, 1 task repeated, 1 chunk split"
+
+
+def test_an_environment_is_packed_and_sent() -> None:
+    state = RunState()
+    assert text.environment_text(state) == ""
+    apply(state, Packing("other\npackages", 40_000_000, 200_000_000), 1.0)
+    assert text.environment_text(state) == "packing other packages, 40.0 MB of 200 MB"
+    assert text.progress_text(state).startswith("Run: being prepared, environment: packing other")
+    apply(state, EnvironmentReady(3, 2, 210_000_000), 2.0)
+    apply(state, RunStarted("r", "Processing", "chunk", 4, 0, "workqueue", 0.0), 2.0)
+    assert text.environment_text(state) == "3 layers (210 MB), 2 packed before"
+    tasks = [TaskId(f"t{i}") for i in range(4)]
+    for worker in ("w1", "w2"):
+        apply(state, WorkerJoined(worker, 2), 3.0)
+    for task, worker in zip(tasks, ("w1", "w1", "w2", "w2"), strict=True):
+        apply(state, TaskPlaced(task, worker), 3.0)
+    assert text.environment_text(state).endswith(", being sent to 2 workers")
+    apply(state, TaskBegun(tasks[0]), 4.0)
+    assert text.environment_text(state).endswith(", on 1 worker, being sent to 1 worker")
+    apply(state, TaskEnded(tasks[2], "lost"), 5.0)
+    apply(state, TaskEnded(tasks[3], "lost"), 5.0)
+    apply(state, WorkerLost("w2"), 5.0)
+    assert text.environment_text(state) == "3 layers (210 MB), 2 packed before, on 1 worker"
+    assert "environment: 3 layers" in text.progress_text(state)
+    # a task has missed a module: another layer goes to all
+    apply(state, EnvironmentReady(4, 4, 250_000_000), 6.0)
+    assert text.environment_text(state) == "4 layers (250 MB), all packed before"
 
 
 @given(st.text(max_size=400), st.integers(10, 100))

@@ -25,6 +25,7 @@ from hepscale.executor.engines.queue import (
 from hepscale.executor.engines.queue_room import Room
 from hepscale.executor.engines.shipment import Shipment, command
 from hepscale.executor.engines.tail import Tail
+from hepscale.executor.shipping import TaskPlaced
 from hepscale.executor.task import (
     EngineEvent,
     FrameBytes,
@@ -351,7 +352,10 @@ class WorkQueueEngine:
                 where = event.worker.partition(":")[0]
                 self._say(f"A worker at {where} was refused: {event.reason}.")
             elif isinstance(event, QueueTaskPlaced) and event.id in self._running:
-                self._running[event.id].worker = event.worker
+                running = self._running[event.id]
+                running.worker = event.worker
+                if (at := self._at.get(event.worker)) is not None:
+                    self._events.append(TaskPlaced(running.task.id, at.worker_id))
         changed = any(isinstance(event, QueueWorkerJoined | QueueWorkerLeft) for event in events)
         if changed:
             self._take_back_too_large()

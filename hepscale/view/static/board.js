@@ -87,7 +87,8 @@ class Card {
     const key = JSON.stringify([names, plot.chosen]);
     if (key === this.choicesKey) return;
     this.choicesKey = key;
-    this.choice.replaceChildren(...["all categories", ...names].map((name) => new Option(name)));
+    const labels = plot.choice_labels ?? names;
+    this.choice.replaceChildren(...["all categories", ...labels].map((one) => new Option(one)));
     this.choice.selectedIndex = names.indexOf(plot.chosen) + 1;
     this.choice.hidden = names.length < 2 || plot.kind !== "map";
   }

@@ -1,11 +1,16 @@
 // From the page to Python while the cell still runs: no single way works in every kernel.
 
 const INTERRUPT_MS = 600;
+const DEAF_INTERRUPT_MS = 150;
 const HINT_MS = 2500;
 
 /** Sends a message in every way that may be heard; `heard` is called by the answer, maybe twice. */
-async function tell(model, content, heard) {
+function tell(model, content, heard) {
   model.send(content);
+  return call(model, content, heard);
+}
+
+async function call(model, content, heard) {
   const kernel = model.widget_manager?.kernel;
   const target = model.get("channel");
   if (!target || !kernel?.supportsSubshells) return;
@@ -32,6 +37,14 @@ function stopButton(model, parent) {
     setText(button, waiting ? "Stopping…" : "Stop and keep");
   };
   const heard = () => clearTimeout(timers[0]);
+  // Asked at once, so that a click need not wait to find out that nothing but an interrupt is left.
+  let answers = false, asked = "";
+  const ask = () => {
+    const channel = model.get("channel");
+    if (!channel || channel === asked) return;
+    asked = channel;
+    call(model, { type: "hello" }, () => (answers = true)).catch(() => {});
+  };
   const interrupt = () => {
     model.widget_manager?.kernel?.interrupt?.()?.catch?.(() => {});
   };
@@ -42,7 +55,8 @@ function stopButton(model, parent) {
     waiting = true;
     show();
     // A kernel without subshells hears nothing but an interrupt, which a run takes as this button.
-    const soon = model.widget_manager?.kernel?.supportsSubshells ? INTERRUPT_MS : 0;
+    const wait = answers ? INTERRUPT_MS : DEAF_INTERRUPT_MS;
+    const soon = model.widget_manager?.kernel?.supportsSubshells ? wait : 0;
     timers.push(setTimeout(interrupt, soon));
     timers.push(setTimeout(() => {
       setText(hint, "Not stopped yet: the kernel is busy with something that cannot be interrupted. " +
@@ -52,10 +66,13 @@ function stopButton(model, parent) {
   });
   model.on("msg:custom", onAnswer);
   model.on("change:channel", show);
+  model.on("change:channel", ask);
   show();
+  ask();
   return () => {
     quiet();
     model.off("msg:custom", onAnswer);
     model.off("change:channel", show);
+    model.off("change:channel", ask);
   };
 }
