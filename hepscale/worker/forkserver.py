@@ -32,6 +32,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
+from .layout import opened
 from .process import NOTHING_LEFT, TaskProcess
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ _IDLE_LOOK_S = 1.0
 # so long after the end of a task its worker is told of it once more: it may miss the kernel's word,
 # and would look seconds later
 _REMIND_S = (0.05, 0.5)
+
+# of what a task says it has imported
+_MOST_TOLD = 1 << 20
 
 _NO_SANDBOX: dict[str, Any] = {"kind": "none", "why": "", "cvmfs": {}, "notices": []}
 
@@ -220,9 +224,7 @@ class _Forkserver:
     def _reap(self, task: TaskProcess[_Client], code: int, used: resource.struct_rusage) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(task.pid, signal.SIGKILL)
-        modules = os.path.join(task.dir, "modules")
-        with contextlib.suppress(OSError, ValueError), open(modules, encoding="utf-8") as stream:
-            self.to_preload += json.load(stream)
+        self.to_preload += _imported(task.dir)
         task.client.send(task.ended(code, used))
 
     def _remind_worker(self) -> None:
@@ -296,6 +298,15 @@ def _sandbox(settings: dict[str, Any]) -> Sandbox | None:
     except Unusable as error:
         sys.stderr.write(str(error))
         sys.exit(UNUSABLE)
+
+
+def _imported(folder: str) -> list[str]:
+    """Return the modules that a task says it has imported; what it says otherwise is ignored."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        with open(opened(folder, "modules", os.O_RDONLY), encoding="utf-8") as stream:
+            told = json.loads(stream.read(_MOST_TOLD))
+        return [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+    return []
 
 
 def _not_begun(request: dict[str, Any], why: str) -> dict[str, Any]:

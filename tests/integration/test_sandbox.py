@@ -61,7 +61,8 @@ def ask(server, source, **options):
 
 
 def test_it_is_there(server):
-    assert server.ready["interposer"] == {"kind": "userns", "why": "", "cvmfs": {}}
+    told = {"kind": "userns", "why": "", "cvmfs": {}, "notices": []}
+    assert server.ready["interposer"] == told
 
 
 def test_the_task_keeps_its_user_and_has_no_privilege(server):
@@ -147,6 +148,65 @@ for name in ("kernel/hostname", "vm/overcommit_memory", "kernel/pid_max"):
         assert error.errno in (13, 30), error
 """
     assert ask(server, source)[1] == []
+
+
+def test_it_does_not_change_the_permissions_of_what_is_outside(server):
+    """Not of its interpreter either, which it reaches past its mounts, nor of devices."""
+    source = """
+import os
+result = {}
+for path in ("/proc/self/exe", "/proc/self/fd/0", "/dev/null"):
+    try:
+        os.chmod(path, os.stat(path).st_mode & 0o7777)
+        result[path] = "changed"
+    except OSError as error:
+        result[path] = error.errno
+with open("/dev/null", "w") as stream:
+    stream.write("still")
+"""
+    _, found = ask(server, source)
+    assert set(found.values()) <= {30, 1}
+
+
+def test_no_link_of_it_leads_others_outside(server, place):
+    """The forkserver shortens what a task has printed, and nothing else."""
+    victim = place.shared / f"{server.folder.name}-victim"
+    victim.write_bytes(bytes(2_000_000))
+    victim.chmod(0o666)
+    source = f"""
+import os, time
+for name in ("stdout", "stderr"):
+    os.unlink(name)
+    os.symlink({str(victim)!r}, name)
+time.sleep(0.3)
+result = 1
+"""
+    ask(server, source)
+    assert victim.stat().st_size == 2_000_000
+
+
+@pytest.mark.parametrize("said", ["5", "[5]", "{}", "[" * 100_000, None])
+def test_nonsense_that_it_leaves_harms_nobody_else(server, said):
+    source = f"""
+import os
+said = {said!r}
+os.mkfifo("modules") if said is None else open("modules", "w").write(said)
+result = 1
+"""
+    server.count += 1
+    server.run(f"task{server.count}", source)
+    assert ask(server, "result = 2")[1] == 2
+
+
+def test_empty_files_are_limited_too(server):
+    source = """
+try:
+    for number in range(100_000):
+        open(f"/tmp/{number}", "w").close()
+except OSError as error:
+    result = error.errno
+"""
+    assert ask(server, source, memory_mb=60)[1] == 28
 
 
 def test_what_it_left_is_told_and_gone(server):

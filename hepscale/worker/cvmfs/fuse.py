@@ -17,7 +17,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from .. import syscalls
+from .. import syscalls  # noqa: TID252
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
