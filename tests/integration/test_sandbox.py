@@ -209,6 +209,29 @@ except OSError as error:
     assert ask(server, source, memory_mb=60)[1] == 28
 
 
+def test_a_namespace_of_its_own_gives_it_no_power_over_what_is_outside(server):
+    source = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+USER, MOUNTS, CONTROL_GROUPS, REMOUNT_BIND = 0x10000000, 0x20000, 0x2000000, 0x1020
+def tried(name, *arguments):
+    return getattr(libc, name)(*arguments) and ctypes.get_errno()
+reading, writing = os.pipe()
+if os.fork() == 0:
+    tried("unshare", USER)
+    tried("unshare", MOUNTS)
+    tried("unshare", CONTROL_GROUPS)
+    done = [tried("mount", None, b"/usr", None, REMOUNT_BIND, None), tried("umount2", b"/usr", 2),
+            *(tried("mount", b"x", b"/tmp", kind, 0, None) for kind in (b"cgroup2", b"sysfs"))]
+    os.write(writing, bytes(done))
+    os._exit(0)
+result = list(os.read(reading, 4))
+"""
+    _, found = ask(server, source)
+    assert len(found) == 4
+    assert set(found) <= {1, 22}
+
+
 def test_what_it_left_is_told_and_gone(server):
     source = """
 import os
