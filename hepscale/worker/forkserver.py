@@ -27,6 +27,7 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ _IDLE_LOOK_S = 1.0
 # and would look seconds later
 _REMIND_S = (0.05, 0.5)
 
+_PEER = struct.Struct("iii")
 # of what a task says it has imported
 _MOST_TOLD = 1 << 20
 
@@ -143,6 +145,9 @@ class _Forkserver:
 
     def _accept(self, _: object) -> None:
         connection, _address = self.listener.accept()
+        if self.sandbox is not None and self.sandbox.nursery is not None and _is_task(connection):
+            connection.close()
+            return
         client = _Client(connection)
         self.clients += 1
         self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
@@ -298,6 +303,17 @@ def _sandbox(settings: dict[str, Any]) -> Sandbox | None:
     except Unusable as error:
         sys.stderr.write(str(error))
         sys.exit(UNUSABLE)
+
+
+def _is_task(connection: socket.socket) -> bool:
+    """Return whether a client is in a cell, to whom the socket was shown with what is around it.
+
+    What it asks for would be done by this process, which can reach more.
+    """
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    pid, _, _ = _PEER.unpack(told)
+    # 0: further outside than this process; one that has ended may have been anywhere
+    return pid != 0 and proc.depth(pid) != proc.depth(os.getpid())
 
 
 def _imported(folder: str) -> list[str]:

@@ -328,6 +328,20 @@ def test_allow(place):
     assert (changed / "written").exists()
 
 
+def test_a_task_that_sees_the_socket_of_its_forkserver_is_not_heard(place):
+    """It could have another task run, in a folder of its choice."""
+    source = """
+import os, socket
+client = socket.socket(socket.AF_UNIX)
+os.chdir("..")
+client.connect("s")
+client.settimeout(10)
+result = client.recv(1)
+"""
+    with sandboxes.server(place, name="heard", allow=[str(place.shared)]) as one:
+        assert one.run("a", source)[1] == b""
+
+
 def test_the_folders_of_the_machine_in_place_of_private_ones(place):
     """What lies there is neither the task's memory nor what it left."""
     with sandboxes.server(place, name="machine", allow=["/tmp:rw"]) as one:
