@@ -7,6 +7,7 @@ serve the repositories, and with the last of them the mounts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,7 +64,9 @@ def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoRetu
     """Mount, run the command, and end with its exit code; what is wrong is written to a pipe."""
     code = 1
     try:
-        proc.die_with_parent()
+        signal.signal(signal.SIGTERM, _end_all)
+        proc.adopt_orphans()
+        proc.die_with_parent(signal.SIGTERM)
         world.enter()
         for notice in repositories.provide(told).notices:
             sys.stderr.write(f"note: {notice}\n")
@@ -74,6 +77,18 @@ def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoRetu
         os.write(writing, json.dumps(_explained(error)).encode())
     finally:
         os._exit(code)
+
+
+def _end_all(*_: object) -> NoReturn:
+    """End with all that the command has started: it would keep mounts that nobody serves."""
+    # those of whom is killed become children of this process
+    while children := proc.children(os.getpid()):
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    os._exit(_SIGNAL + signal.SIGTERM)
 
 
 def _run(line: list[str]) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import publisher
 import pytest
+import sandboxes
 from publisher import File, Link
 
 import hepscale
@@ -190,4 +191,6 @@ def test_nothing_is_left_of_what_is_killed(place, tmp_path):
         assert served()
         process.kill()
     assert gone()
+    # what the command had started as well
+    sandboxes.wait_until(lambda: not sandboxes.alive(str(tmp_path)))
     assert not os.listdir(tmp_path)
