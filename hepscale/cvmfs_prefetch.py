@@ -155,7 +155,9 @@ def fetch(
     def take(name: Name) -> None:
         size, compressed = wanted.objects[name]
         try:
-            os.close(repository.cache.open(name, repository.fetcher, compressed=compressed))
+            os.close(
+                repository.cache.open(name, repository.fetcher, compressed=compressed, most=size)
+            )
         except ObjectError as error:
             failed.append(f"{name.text}: {error.strerror}")
         else:

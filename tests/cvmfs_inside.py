@@ -73,4 +73,5 @@ def main(worker, settings, repository, place):
         print(json.dumps(answer), file=answers)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

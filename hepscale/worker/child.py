@@ -39,9 +39,6 @@ def become_task(request: dict[str, Any], parent: int, cell: Cell | None = None) 
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(fd, target)
         os.close(fd)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
     with open("task.json", encoding="utf-8") as stream:
         spec = json.load(stream)
     with open(request["environ"], encoding="utf-8") as stream:
@@ -60,6 +57,10 @@ def become_task(request: dict[str, Any], parent: int, cell: Cell | None = None) 
         _limit_memory(request["memory_mb"])
     if cell is not None:
         cell.enter()
+    # that of the cell: root could change the permissions of another
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     os.closerange(3, 65536)
     os.chdir(spec["cwd"])
 

@@ -27,11 +27,13 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from . import UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
+from .layout import opened
 from .process import NOTHING_LEFT, TaskProcess
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ _IDLE_LOOK_S = 1.0
 # so long after the end of a task its worker is told of it once more: it may miss the kernel's word,
 # and would look seconds later
 _REMIND_S = (0.05, 0.5)
+
+_PEER = struct.Struct("iii")
+# of what a task says it has imported
+_MOST_TOLD = 1 << 20
 
 _NO_SANDBOX: dict[str, Any] = {"kind": "none", "why": "", "cvmfs": {}, "notices": []}
 
@@ -139,6 +145,9 @@ class _Forkserver:
 
     def _accept(self, _: object) -> None:
         connection, _address = self.listener.accept()
+        if self.sandbox is not None and self.sandbox.nursery is not None and _is_task(connection):
+            connection.close()
+            return
         client = _Client(connection)
         self.clients += 1
         self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
@@ -220,9 +229,7 @@ class _Forkserver:
     def _reap(self, task: TaskProcess[_Client], code: int, used: resource.struct_rusage) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(task.pid, signal.SIGKILL)
-        modules = os.path.join(task.dir, "modules")
-        with contextlib.suppress(OSError, ValueError), open(modules, encoding="utf-8") as stream:
-            self.to_preload += json.load(stream)
+        self.to_preload += _imported(task.dir)
         task.client.send(task.ended(code, used))
 
     def _remind_worker(self) -> None:
@@ -296,6 +303,26 @@ def _sandbox(settings: dict[str, Any]) -> Sandbox | None:
     except Unusable as error:
         sys.stderr.write(str(error))
         sys.exit(UNUSABLE)
+
+
+def _is_task(connection: socket.socket) -> bool:
+    """Return whether a client is in a cell, to whom the socket was shown with what is around it.
+
+    What it asks for would be done by this process, which can reach more.
+    """
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    pid, _, _ = _PEER.unpack(told)
+    # 0: further outside than this process; one that has ended may have been anywhere
+    return pid != 0 and proc.depth(pid) != proc.depth(os.getpid())
+
+
+def _imported(folder: str) -> list[str]:
+    """Return the modules that a task says it has imported; what it says otherwise is ignored."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        with open(opened(folder, "modules", os.O_RDONLY), encoding="utf-8") as stream:
+            told = json.loads(stream.read(_MOST_TOLD))
+        return [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+    return []
 
 
 def _not_begun(request: dict[str, Any], why: str) -> dict[str, Any]:

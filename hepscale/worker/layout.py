@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 
-__all__ = ["lay_out", "output_tail"]
+__all__ = ["lay_out", "opened", "output_tail"]
 
 _TAIL_BYTES = 4096
 
@@ -48,13 +50,30 @@ def lay_out(folder: str, inputs: list[tuple[str, str]]) -> str:
     return cwd
 
 
+def opened(folder: str, name: str, flags: int) -> int:
+    """Open a file that a task may have put there: no link to what it cannot reach, no pipe.
+
+    Raises
+    ------
+    OSError
+        There is none, or it is something else.
+    """
+    descriptor = os.open(
+        os.path.join(folder, name), flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    )
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a file", name)
+
+
 def output_tail(folder: str) -> str:
     """Return the last of what a task printed."""
     texts = []
     for name in ("stdout", "stderr"):
-        with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as stream:
+        with contextlib.suppress(OSError), open(opened(folder, name, os.O_RDONLY), "rb") as stream:
             stream.seek(max(os.fstat(stream.fileno()).st_size - _TAIL_BYTES, 0))
-            texts.append(stream.read().decode(errors="replace"))
+            texts.append(stream.read(_TAIL_BYTES).decode(errors="replace"))
     return "".join(texts)
 
 

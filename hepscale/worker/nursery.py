@@ -29,6 +29,8 @@ _SCRATCH = {"tmp": "/tmp", "var": "/var/tmp", "shm": "/dev/shm"}
 _ALL_SCRATCH = f"{CELL}/.hepscale-private"
 # of the memory that a task may use, what it may fill there
 _SCRATCH_SHARE, _LEAST_SCRATCH_MB = 0.5, 16
+# empty ones take memory too, which nothing counts: the kernel's own ratio
+_FILES_PER_MB = 256
 # what a task writes besides its own files
 _OUTPUTS = ("frames", "modules")
 _MOST_COUNTED = 100_000
@@ -204,7 +206,13 @@ class Nursery:
         if told["memory_mb"] is not None:
             size_mb = max(told["memory_mb"] * _SCRATCH_SHARE, _LEAST_SCRATCH_MB)
             flags = syscalls.MS_REMOUNT | _QUIET
-            syscalls.mount(None, _ALL_SCRATCH, None, flags, f"size={size_mb:.0f}m")
+            syscalls.mount(
+                None,
+                _ALL_SCRATCH,
+                None,
+                flags,
+                f"size={size_mb:.0f}m,nr_inodes={size_mb * _FILES_PER_MB:.0f}",
+            )
         syscalls.unmount(_ALL_SCRATCH)
         os.rmdir(_ALL_SCRATCH)
         folder = told["folder"]
@@ -299,7 +307,8 @@ def _place(path: str, *, is_folder: bool) -> str | None:
 def _add_devices() -> None:
     os.makedirs(f"{CELL}/dev/shm")
     for name in _DEVICES:
-        _show(f"/dev/{name}", f"/dev/{name}")
+        # they can be written to all the same; root would change their permissions
+        _show(f"/dev/{name}", f"/dev/{name}", writable=False)
     for name, target in _LINKS.items():
         os.symlink(f"/proc/self/{target}", f"{CELL}/dev/{name}")
 

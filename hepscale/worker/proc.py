@@ -10,6 +10,7 @@ import signal
 __all__ = [
     "adopt_orphans",
     "children",
+    "depth",
     "die_with_parent",
     "family",
     "pss_mb",
@@ -76,6 +77,13 @@ def since(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in {"Z", "X"} else fields[19]
+
+
+def depth(pid: int) -> int:
+    """Return how many namespaces of processes know a process, from that of ``/proc`` on."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as stream:
+        return next((len(line.split()) - 1 for line in stream if line.startswith(b"NSpid:")), 0)
+    return 0
 
 
 def children(pid: int) -> list[int]:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import proc
+from .layout import opened
 
 if TYPE_CHECKING:
     import resource
@@ -66,7 +67,7 @@ class TaskProcess(Generic[Client]):
             self.kill("memory")
             self.detail = f"it had {used_mb:.0f} MB, {self.begun_mb:.0f} MB of that from the start"
         for name in ("stdout", "stderr"):
-            _cut_output(os.path.join(self.dir, name))
+            _cut_output(self.dir, name)
 
     def ended(self, code: int, used: resource.struct_rusage) -> dict[str, Any]:
         self.peak_mb = max(self.peak_mb, used.ru_maxrss / 1e3)
@@ -101,10 +102,10 @@ def _is_full(folder: str) -> bool:
     return False
 
 
-def _cut_output(path: str) -> None:
+def _cut_output(folder: str, name: str) -> None:
     with contextlib.suppress(OSError):
-        if os.stat(path).st_size > _MOST_OUTPUT_BYTES:
-            with open(path, "r+b") as stream:
+        if os.lstat(os.path.join(folder, name)).st_size > _MOST_OUTPUT_BYTES:
+            with open(opened(folder, name, os.O_RDWR), "r+b") as stream:
                 stream.truncate(0)
                 stream.write(b"[more output than is kept was dropped here]\n")
 

@@ -166,6 +166,10 @@ def _start_anew(settings: dict[str, Any]) -> NoReturn:
     # a packed interpreter knows where it lies
     if settings.get("sys_path") is None and python.startswith(sys.prefix + os.sep):
         python = world.ENVIRONMENT + python[len(sys.prefix) :]
+    # tasks reach it as /proc/self/exe, wherever it is shown to them
+    program = os.path.realpath(python)
+    syscalls.bind(program, program)
+    syscalls.read_only(program)
     environ = {
         **os.environ,
         _INSIDE: json.dumps({"kind": "userns", "prefix": sys.prefix}),

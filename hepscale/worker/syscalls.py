@@ -20,6 +20,7 @@ __all__ = [
     "NEW_NET",
     "NEW_PIDS",
     "NEW_USER",
+    "OWN_DESCRIPTORS",
     "bind",
     "change_root",
     "drop_privileges",
@@ -36,6 +37,7 @@ __all__ = [
 
 NEW_MOUNTS, NEW_IPC, NEW_USER = 0x20000, 0x8000000, 0x10000000
 NEW_PIDS, NEW_NET = 0x20000000, 0x40000000
+OWN_DESCRIPTORS = 0x400
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 0x20
 MS_BIND, MS_REC = 0x1000, 0x4000
@@ -81,7 +83,10 @@ def _encoded(text: str | None) -> bytes | None:
 
 
 def unshare(flags: int) -> None:
-    """Give this process namespaces of its own; that of processes is for its children."""
+    """Give this thread namespaces, or descriptors, of its own.
+
+    A namespace of processes is for its children.
+    """
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 

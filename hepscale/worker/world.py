@@ -18,6 +18,7 @@ __all__ = ["ENVIRONMENT", "enter", "start_nursery"]
 ENVIRONMENT = "/hepscale/environment"
 _READY = "/hepscale/shown"
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "gnu")
+_CONTROL_GROUPS = "/proc/sys/user/max_cgroup_namespaces"
 # a folder that is there on any machine, and not at the top: the new root is put together on it
 _WORKSHOPS = ("/usr/share", "/usr/bin", "/var/tmp")
 
@@ -64,6 +65,10 @@ def _own_namespaces() -> bool:
     ):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
             stream.write(text)
+    # through one a task could mount the control groups that it is in together with its worker, and
+    # change them if they are its user's; where this is read-only, as in containers, it stays so
+    with contextlib.suppress(OSError), open(_CONTROL_GROUPS, "w", encoding="ascii") as stream:
+        stream.write("0")
     return True
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -388,6 +390,65 @@ def test_a_server_that_is_killed_leaves_an_error_and_no_hang(site, warm):
             except OSError as error: result = error.errno
         """
         assert inside.run(code) == 107
+
+
+# a server that is told of a change while it owes an answer about the same directory, and is killed
+_KILLED = """
+import os, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from cvmfs_inside import call, enter
+from hepscale.worker.cvmfs import fuse
+
+FORCE = 1
+
+def serve(device):
+    connection = fuse.Connection(device)
+    request = connection.receive()
+    connection.answer(request.unique, fuse.initialise(request).answer)
+    while connection.receive().opcode != fuse.Opcode.LOOKUP:
+        pass
+    threading.Thread(target=connection.drop, args=([], [(fuse.ROOT, b"other")])).start()
+    tasks = f"/proc/{os.getpid()}/task"
+    while not any(") D " in open(f"{tasks}/{one}/stat").read() for one in os.listdir(tasks)):
+        time.sleep(0.01)
+    os.kill(os.getpid(), 9)
+
+place = sys.argv[2].encode()
+enter()
+device = os.open("/dev/fuse", os.O_RDWR)
+server = os.fork()
+if server == 0:
+    serve(device)
+options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
+call("mount", b"test", place, b"fuse", 1, options.encode())
+os.close(device)
+client = os.fork()
+if client == 0:
+    try:
+        os.stat(place + b"/name")
+    except OSError as error:
+        os._exit(error.errno)
+end = time.monotonic() + 10
+left = {server, client}
+while left and time.monotonic() < end:
+    for pid in [*left]:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            left.remove(pid)
+            print("server" if pid == server else "client", os.waitstatus_to_exitcode(status))
+    time.sleep(0.01)
+# or they would stay for ever
+call("umount2", place, FORCE)
+"""
+
+
+def test_a_server_that_is_killed_while_it_tells_of_a_change_ends(tmp_path):
+    command = [sys.executable, "-c", _KILLED, Path(__file__).parents[1], tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    told = {errno.ECONNABORTED, errno.ENOTCONN}
+    said = dict(line.split() for line in done.stdout.splitlines())
+    assert said.pop("server", None) == "-9", done
+    assert int(said.pop("client", 0)) in told, done
 
 
 def test_the_server_ends_with_the_mount_and_with_its_parent(site, warm):

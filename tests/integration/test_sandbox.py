@@ -150,6 +150,88 @@ for name in ("kernel/hostname", "vm/overcommit_memory", "kernel/pid_max"):
     assert ask(server, source)[1] == []
 
 
+def test_it_does_not_change_the_permissions_of_what_is_outside(server):
+    """Not of its interpreter either, which it reaches past its mounts, nor of devices."""
+    source = """
+import os
+result = {}
+for path in ("/proc/self/exe", "/proc/self/fd/0", "/dev/null"):
+    try:
+        os.chmod(path, os.stat(path).st_mode & 0o7777)
+        result[path] = "changed"
+    except OSError as error:
+        result[path] = error.errno
+with open("/dev/null", "w") as stream:
+    stream.write("still")
+"""
+    _, found = ask(server, source)
+    assert set(found.values()) <= {30, 1}
+
+
+def test_no_link_of_it_leads_others_outside(server, place):
+    """The forkserver shortens what a task has printed, and nothing else."""
+    victim = place.shared / f"{server.folder.name}-victim"
+    victim.write_bytes(bytes(2_000_000))
+    victim.chmod(0o666)
+    source = f"""
+import os, time
+for name in ("stdout", "stderr"):
+    os.unlink(name)
+    os.symlink({str(victim)!r}, name)
+time.sleep(0.3)
+result = 1
+"""
+    ask(server, source)
+    assert victim.stat().st_size == 2_000_000
+
+
+@pytest.mark.parametrize("said", ["5", "[5]", "{}", "[" * 100_000, None])
+def test_nonsense_that_it_leaves_harms_nobody_else(server, said):
+    source = f"""
+import os
+said = {said!r}
+os.mkfifo("modules") if said is None else open("modules", "w").write(said)
+result = 1
+"""
+    server.count += 1
+    server.run(f"task{server.count}", source)
+    assert ask(server, "result = 2")[1] == 2
+
+
+def test_empty_files_are_limited_too(server):
+    source = """
+try:
+    for number in range(100_000):
+        open(f"/tmp/{number}", "w").close()
+except OSError as error:
+    result = error.errno
+"""
+    assert ask(server, source, memory_mb=60)[1] == 28
+
+
+def test_a_namespace_of_its_own_gives_it_no_power_over_what_is_outside(server):
+    source = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+USER, MOUNTS, CONTROL_GROUPS, REMOUNT_BIND = 0x10000000, 0x20000, 0x2000000, 0x1020
+def tried(name, *arguments):
+    return getattr(libc, name)(*arguments) and ctypes.get_errno()
+reading, writing = os.pipe()
+if os.fork() == 0:
+    tried("unshare", USER)
+    tried("unshare", MOUNTS)
+    tried("unshare", CONTROL_GROUPS)
+    done = [tried("mount", None, b"/usr", None, REMOUNT_BIND, None), tried("umount2", b"/usr", 2),
+            *(tried("mount", b"x", b"/tmp", kind, 0, None) for kind in (b"cgroup2", b"sysfs"))]
+    os.write(writing, bytes(done))
+    os._exit(0)
+result = list(os.read(reading, 4))
+"""
+    _, found = ask(server, source)
+    assert len(found) == 4
+    assert set(found) <= {1, 22}
+
+
 def test_what_it_left_is_told_and_gone(server):
     source = """
 import os
@@ -244,6 +326,20 @@ def test_allow(place):
     assert found.pop("sys")
     assert found == {str(seen): 30, str(changed): "written", "/sys": 30, "read": "x"}
     assert (changed / "written").exists()
+
+
+def test_a_task_that_sees_the_socket_of_its_forkserver_is_not_heard(place):
+    """It could have another task run, in a folder of its choice."""
+    source = """
+import os, socket
+client = socket.socket(socket.AF_UNIX)
+os.chdir("..")
+client.connect("s")
+client.settimeout(10)
+result = client.recv(1)
+"""
+    with sandboxes.server(place, name="heard", allow=[str(place.shared)]) as one:
+        assert one.run("a", source)[1] == b""
 
 
 def test_the_folders_of_the_machine_in_place_of_private_ones(place):

@@ -512,6 +512,35 @@ def test_an_object_that_is_larger_than_the_quota(server, fetcher, folder):
     assert (objects(folder), left(folder)) == ({kept.text}, [])
 
 
+def test_an_object_that_is_larger_than_it_may_be(server, fetcher, folder):
+    """A server could send any number of bytes before it shows that they are the wrong ones."""
+    cache = Cache(str(folder))
+    name = put(server, PLAIN)
+    with pytest.raises(ObjectError, match="more than 100 bytes"):
+        cache.open(name, fetcher, most=100)
+    assert (objects(folder), left(folder)) == (set(), [])
+    assert read(cache.open(name, fetcher, most=len(PLAIN))) == PLAIN
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("part", ["object", "digest", "both"])
+def test_what_somebody_else_has_put_there_is_not_believed(server, fetcher, folder, part):
+    """As when what cleans /tmp has removed the folder, which is then made by another user."""
+    cache = Cache(str(folder))
+    name = put(server, PLAIN)
+    os.close(cache.open(name, fetcher))
+    other = b"something else"
+    path, digest = folder / name.cached, folder / ".hepscale" / "digests" / name.cached[:2]
+    path.write_bytes(other)
+    told = f"\n{name.cached[3:]} {hashlib.sha256(other).hexdigest()} {len(other)}\n"
+    digest.write_text(told)
+    for one in {"object": [path], "digest": [digest], "both": [path, digest]}[part]:
+        os.chown(one, 65534, 65534)
+    with pytest.raises(ObjectError, match="damaged"):
+        Cache(str(folder)).open(name, None)
+    assert read(cache.open(name, fetcher)) == PLAIN
+
+
 @pytest.mark.root
 def test_a_full_disk(server, fetcher, folder):
     with small(folder, "size=2m,mode=0700"):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import publisher
@@ -93,6 +94,23 @@ def test_the_certificate_is_that_of_its_name(here):
     """What the manifest names is what is verified, whatever the server has under that name."""
     here.site.damage(publisher.Name.parse(here.site.lines["X"], "X"))
     assert here.refused().fact == f"The certificate of {NAME} cannot be had."
+
+
+def test_a_certificate_has_a_size(here):
+    """It is fetched before anything that the server says has been verified."""
+    many = b"-----BEGIN CERTIFICATE-----\n" * 100_000
+    here.site.sign(X=here.site.store(many, "X").text)
+    error = here.refused()
+    assert error.fact == f"The certificate of {NAME} cannot be had."
+    assert "more than 65536 bytes" in error.item
+
+
+def test_a_file_has_the_size_that_its_catalog_says(here):
+    revision = here.open()
+    (name,) = (one.object for one in revision.chunks(revision.entry("/f")))
+    here.site.path(name).write_bytes(zlib.compress(bytes(10_000_000)))
+    with pytest.raises(ObjectError, match="more than 5 bytes"):
+        content(revision)
 
 
 def test_a_warm_cache_needs_no_server(here):

@@ -60,7 +60,14 @@ class Cache:
         """Return whether an object is here, be it damaged or not."""
         return any(store.has(name) for store in self._stores)
 
-    def open(self, name: Name, fetcher: Fetcher | None, *, compressed: bool = True) -> int:
+    def open(
+        self,
+        name: Name,
+        fetcher: Fetcher | None,
+        *,
+        compressed: bool = True,
+        most: int | None = None,
+    ) -> int:
         """Return a descriptor of an object's plain bytes, which are verified.
 
         Parameters
@@ -71,6 +78,9 @@ class Cache:
             For what is not here; None if there is no network.
         compressed
             Whether servers keep it compressed.
+        most
+            Plain bytes that are taken from a server at most, who may send any number; None: as many
+            as the cache may hold.
 
         Raises
         ------
@@ -88,10 +98,10 @@ class Cache:
                 if descriptor is not None:
                     return descriptor
                 if not waited:
-                    return self._fetch(name, fetcher, compressed)
+                    return self._fetch(name, fetcher, compressed, most)
             # the one who was waited for had no success: not one after the other then, each of
             # whom would wait until all servers have failed
-            return self._fetch(name, fetcher, compressed)
+            return self._fetch(name, fetcher, compressed, most)
         except ObjectError:
             raise
         except OSError as error:
@@ -113,13 +123,14 @@ class Cache:
                     return descriptor, ""
         return None, lack
 
-    def _fetch(self, name: Name, fetcher: Fetcher, compressed: bool) -> int:
+    def _fetch(self, name: Name, fetcher: Fetcher, compressed: bool, most: int | None) -> int:
         store = self._stores[-1]
 
         def take(blocks: Iterator[bytes]) -> int:
             descriptor, path = store.temporary()
             try:
-                plain = _written(descriptor, _unpacked(blocks, name, compressed), store, name)
+                pieces = _limited(_unpacked(blocks, name, compressed), most)
+                plain = _written(descriptor, pieces, store, name)
                 return store.publish(name, path, plain)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
@@ -206,6 +217,15 @@ def _written(descriptor: int, pieces: Iterator[bytes], store: Store, name: Name)
             digest.update(piece)
             stream.write(piece)
     return Plain(digest.digest(), size)
+
+
+def _limited(pieces: Iterator[bytes], most: int | None) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if most is not None and size > most:
+            raise Damaged(f"it has more than {most} bytes")
+        yield piece
 
 
 def _unpacked(blocks: Iterator[bytes], name: Name, compressed: bool) -> Iterator[bytes]:

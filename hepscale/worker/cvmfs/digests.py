@@ -74,9 +74,11 @@ class Digests:
     Appending is atomic; `compact` needs to be alone.
     """
 
-    def __init__(self, folder: str, mode: int) -> None:
+    def __init__(self, folder: str, mode: int, owner: int | None = None) -> None:
         self._folder = folder
         self._mode = mode
+        # whose word counts; None: anybody's
+        self._owner = owner
 
     def of(self, name: Name) -> Plain | None:
         """Return what is kept for an object, None if nothing is."""
@@ -107,6 +109,8 @@ class Digests:
     def _read(self, first: str) -> bytes:
         try:
             with open(os.path.join(self._folder, first), "rb") as stream:
+                if self._owner not in (None, os.fstat(stream.fileno()).st_uid):
+                    return b""
                 return stream.read()
         except FileNotFoundError:
             return b""

@@ -6,17 +6,22 @@ of is left out of the answer to its first message.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+import fcntl
 import os
 import stat
 import struct
+import threading
 import time
 from typing import NamedTuple
 
+from .. import syscalls  # noqa: TID252
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .catalog import Entry
 
@@ -62,6 +67,8 @@ _OPEN_OUT = struct.Struct("<QII")
 _KEEP_CACHE, _CACHE_DIR = 1 << 1, 1 << 3
 ENTRY_SIZE = _ENTRY.size + _ATTR.size
 _NOTIFY_INODE, _NOTIFY_ENTRY = 2, 3
+_DEVICE, _CLONE = "/dev/fuse", 0x8004E500
+_MOST_DESCRIPTORS = 65536
 # of an answer: the kernel no longer waits for it, or it is no longer mounted; of a notice: it never
 # knew the node, or the name stands for something that is in use in another way
 _HARMLESS = {
@@ -289,26 +296,61 @@ class Connection:
     def answer(self, unique: int, body: bytes = b"") -> None:
         """Answer a message."""
         head = _OUT.pack(_OUT.size + len(body), 0, unique)
-        self._write(head, body)
+        _write(self._descriptor, head, body)
 
     def refuse(self, unique: int, number: int) -> None:
         """Answer a message with an error."""
-        self._write(_OUT.pack(_OUT.size, -number, unique))
+        _write(self._descriptor, _OUT.pack(_OUT.size, -number, unique))
 
-    def drop_inode(self, node: int) -> None:
-        """Have the kernel forget the attributes of a node and, of a directory, its list."""
-        self._notify(_NOTIFY_INODE, _INVAL_INODE.pack(node, 0, 0))
+    def drop(self, nodes: Iterable[int], names: Iterable[tuple[int, bytes]]) -> None:
+        """Have the kernel forget what it was told, and wait until it has.
 
-    def drop_entry(self, parent: int, name: bytes) -> None:
-        """Have the kernel forget what a name in a directory stands for, or that it is not there."""
-        self._notify(_NOTIFY_ENTRY, _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0")
+        Parameters
+        ----------
+        nodes
+            Their attributes and, of directories, the lists.
+        names
+            What a name in a directory stands for, or that it is not there.
+        """
+        notices = [
+            _notice(_NOTIFY_ENTRY, _INVAL_ENTRY.pack(number, len(name), 0) + name + b"\0")
+            for number, name in names
+        ]
+        notices += [_notice(_NOTIFY_INODE, _INVAL_INODE.pack(number, 0, 0)) for number in nodes]
+        if notices:
+            thread = threading.Thread(target=self._tell, args=(notices,), daemon=True)
+            thread.start()
+            thread.join()
 
-    def _notify(self, code: int, body: bytes) -> None:
-        self._write(_OUT.pack(_OUT.size + len(body), code, 0), body)
+    def _tell(self, notices: list[bytes]) -> None:
+        """Write notices, in a thread that has no descriptor by which questions are read.
 
-    def _write(self, *parts: bytes) -> None:
-        try:
-            os.writev(self._descriptor, parts)
-        except OSError as error:
-            if error.errno not in _HARMLESS:
-                raise
+        The kernel drops a name when those who look into its directory have their answers, and lets
+        nobody interrupt that. If this process is killed meanwhile, what it has read is answered
+        with an error once the descriptor that it was read from is closed: this thread, which cannot
+        end before, must not hold it open.
+        """
+        descriptor = self._descriptor
+        # where this is refused, it goes well as long as nobody is killed
+        with contextlib.suppress(OSError):
+            # all that is opened from here on is closed with this thread
+            syscalls.unshare(syscalls.OWN_DESCRIPTORS)
+            second = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+            fcntl.ioctl(second, _CLONE, struct.pack("I", descriptor))
+            os.closerange(3, second)
+            os.closerange(second + 1, _MOST_DESCRIPTORS)
+            descriptor = second
+        for notice in notices:
+            _write(descriptor, notice)
+
+
+def _notice(code: int, body: bytes) -> bytes:
+    return _OUT.pack(_OUT.size + len(body), code, 0) + body
+
+
+def _write(descriptor: int, *parts: bytes) -> None:
+    try:
+        os.writev(descriptor, parts)
+    except OSError as error:
+        if error.errno not in _HARMLESS:
+            raise

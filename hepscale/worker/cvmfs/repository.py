@@ -42,6 +42,7 @@ __all__ = ["Repository", "Revision"]
 _MANIFEST, _WHITELIST = "manifest", "whitelist"
 # the longest time until the next try when one has failed
 _AGAIN_S = 180.0
+_MOST_CERTIFICATE_BYTES = 1 << 16
 
 
 class _NoAnswer(RepositoryError):
@@ -275,11 +276,14 @@ class Repository:
 
     def _check(self, manifest: Manifest, whitelist: Whitelist) -> None:
         try:
-            opened = self._cache.open(manifest.certificate, self._fetcher)
+            # nothing says yet that those who offer it may be believed
+            opened = self._cache.open(
+                manifest.certificate, self._fetcher, most=_MOST_CERTIFICATE_BYTES
+            )
         except ObjectError as error:
             raise self._missing("certificate", error) from error
         with os.fdopen(opened, "rb") as file:
-            pem = file.read()
+            pem = file.read(_MOST_CERTIFICATE_BYTES)
         key = check_certificate(pem, self.name, whitelist, self._blacklist)
         check_manifest(manifest, self.name, key)
         self._blacklist.check_revision(self.name, manifest.number)

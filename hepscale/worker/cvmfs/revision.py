@@ -180,7 +180,9 @@ class Revision:
         ObjectError
             If they cannot be had.
         """
-        return self._cache.open(chunk.object, self._fetcher, compressed=entry.compressed)
+        return self._cache.open(
+            chunk.object, self._fetcher, compressed=entry.compressed, most=chunk.size
+        )
 
     def read(self, entry: Entry, offset: int, size: int) -> bytes:
         """Return `size` bytes of a file from `offset` on, less where it ends.

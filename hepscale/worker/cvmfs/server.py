@@ -275,11 +275,8 @@ class Server:
             return
         inodes, names = self._nodes.advance(self._newest)
         self._newest = None
-        # each waits for the answers that are under way in its directory
-        for number, name in names:
-            self._connection.drop_entry(number, os.fsencode(name))
-        for number in inodes:
-            self._connection.drop_inode(number)
+        # waits for the answers that are under way
+        self._connection.drop(inodes, [(number, os.fsencode(name)) for number, name in names])
 
     def _let_go(self) -> None:
         """Answer those who were killed: the kernel does not let them go before.

@@ -72,7 +72,8 @@ class Store:
         self.is_alien = is_alien
         self._quota_bytes = quota_bytes
         self._folder_mode, self._mode = (0o770, 0o660) if is_alien else (0o700, 0o600)
-        self._digests = Digests(self._path(DIGESTS), self._mode)
+        self._owner = None if is_alien else os.geteuid()
+        self._digests = Digests(self._path(DIGESTS), self._mode, self._owner)
         # which file was looked at, of objects that were used before
         self._verified: dict[bytes, int] = {}
         self.is_writable = self._make()
@@ -110,6 +111,9 @@ class Store:
 
     def _is_good(self, name: Name, descriptor: int) -> bool:
         status = os.fstat(descriptor)
+        # the folder may have been taken away since it was made, and made again by somebody else
+        if self._owner not in (None, status.st_uid):
+            return False
         if not self.is_alien and time.time() - status.st_atime > _TOUCHED_S:
             # no file system is trusted to do this by itself
             with contextlib.suppress(OSError):
