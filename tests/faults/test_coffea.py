@@ -1,8 +1,9 @@
-"""Coffea itself while workers are killed: bins equal those of its own `IterativeExecutor`."""
+"""Coffea itself on workers that are killed, or lack a file: bins equal `IterativeExecutor`'s."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import crew as crews
 import equal_analysis
@@ -64,3 +65,18 @@ def test_bins_are_equal_whatever_is_killed(files, monkeypatch, whom):
     expected = run(IterativeExecutor(status=False), files, binned)
     equal_analysis.same(output, expected)
     assert output["counts"].sum() == output["events"] == len(files.good) * support.EVENTS
+
+
+def test_a_file_that_only_the_analysis_does_not_find(files, tmp_path, monkeypatch):
+    """It is not taken for the file of the chunk, which the workers do see."""
+    monkeypatch.setattr(placing, "default_environment", lambda engine: None)
+    (tmp_path / "scale").write_text("2")
+    path = str(tmp_path / "scale")
+
+    def process(events):
+        return {"sum": int(Path(path).read_text())}
+
+    options = {"engine": crews.engine, "workers": Workers(count=1), "interposer": "userns"}
+    error = support.failing(process, {"data": files.good[:1]}, **options)
+    assert f"{path} is outside of what the sandbox shows" in str(error)
+    assert error.failed
