@@ -198,6 +198,13 @@ def check(folder: Path) -> None:
             cause=(error.strerror or str(error)).lower(),
             fix=f"ls -ld {folder}",
         ) from None
+    if found == (0, (), ()) and not (folder / "00").is_dir():
+        raise InputError(
+            "There is no cache of CVMFS.",
+            items=[str(folder)],
+            cause="it has no folders 00 to ff: it is that of another thing, or one above or below",
+            fix=f"ls {folder}",
+        )
     click.echo(f"{found.verified} objects are what their names say.")
     if found.unknown:
         click.echo(f"{len(found.unknown)} cannot be verified: no digest of them was kept.")

@@ -302,7 +302,7 @@ def _check_cvmfs(refused: str) -> Check:
     if lacking and not mounted:
         fix = f"ls -l {_FUSE}, or let the administrators mount {_CVMFS}"
         return Check(name, "warn", f"{fact}; {lacking}, so that nothing can be mounted", fix)
-    return Check(name, "ok", fact)
+    return Check(name, "ok", fact if mounted else f"{fact}; HepScale can mount repositories")
 
 
 def _refused_namespaces() -> str:

@@ -201,12 +201,14 @@ def _environment(sent: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _sandbox(inside: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what tasks ran in, where that was more than nothing."""
+    """Return what tasks ran in, where that was more than nothing, and their repositories."""
+    ways = inside.get("repositories", {}).items()
+    found = [("Repositories", ", ".join(f"{name} ({way})" for name, way in ways))] if ways else []
     kinds = [f"{kind}: {count:,} tasks" for kind, count in inside.get("tasks", {}).items()]
     if set(inside.get("tasks", {})) <= {"none"}:
-        return []
+        return found
     left = f"{inside['left_files']:,} files, {count_text(inside['left_bytes'])}B left in /tmp"
-    return [("Sandbox", f"{', '.join(kinds)}; {left}")]
+    return [("Sandbox", f"{', '.join(kinds)}; {left}"), *found]
 
 
 _TASKS = (("died", "died"), ("lost", "lost with their worker"), ("over_memory", "over memory"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hepscale.env import index, interpreter, local, magics, places, resolve
+from hepscale.env import index, interpreter, local, magics, places, repositories, resolve
 from hepscale.env.imports import Import
 from hepscale.env.plan import Need
 from hepscale.env.repositories import UsedRepository, repository_of
@@ -190,7 +190,7 @@ def examine(
             for one in taken
         ),
         tuple(_used(one, walk.reasons) for one in need.modules),
-        resolution.missing,
+        tuple(_perhaps_there(one, walk) for one in resolution.missing),
         (*_open(found.notes, known), *_open(walk.notes, known), *_of_absent(walk, known)),
         tuple(UsedRepository(*one) for one in sorted(_reasons(walk))),
         need,
@@ -213,6 +213,15 @@ def _of_shared(walk: Walk, known: Index) -> Iterator[Import]:
             for name in (one.name, *(f"{one.name}.{member}" for member in one.members)):
                 if known.module_file(name):
                     yield replace(one, name=name, members=())
+
+
+def _perhaps_there(one: resolve.Missing, walk: Walk) -> resolve.Missing:
+    """Return what to do about a module that may lie in a repository which is not mounted here."""
+    there = [f"{repositories.TOP}/{name}" for name in walk.repositories]
+    away = [path for path in there if not os.path.isdir(f"{path}/.")]
+    if not away:
+        return one
+    return replace(one, fix=f"{one.fix}; nothing if it is in {' or '.join(away)}, not mounted here")
 
 
 def _of_repository(taken: resolve.Taken, walk: Walk) -> bool:

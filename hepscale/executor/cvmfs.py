@@ -335,7 +335,10 @@ def _proxies(common: Mapping[str, Parameter]) -> str:
             "The proxies of CVMFS cannot be used." if where else "No proxy is given for CVMFS.",
             items=where,
             cause=f"CVMFS_HTTP_PROXY: {error}" if where else "CVMFS wants it to be said",
-            fix='CvmfsConfig(proxies="http://squid:3128"), or proxies="DIRECT" for none',
+            fix='write CVMFS_HTTP_PROXY="http://squid:3128", or DIRECT for none'
+            if where
+            else 'CvmfsConfig(proxies="http://squid:3128"), or proxies="DIRECT" for none; '
+            "CVMFS_HTTP_PROXY=... in a file of CVMFS's own form",
         ) from None
     return text
 

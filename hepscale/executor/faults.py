@@ -126,11 +126,12 @@ class Faults:
         """
         chunk = self._ledger.chunks[key]
         _refuse_nested(frame.meta["exceptions"])
-        if self._job.elsewhere:
-            _refuse_unseen(chunk, frame.meta["exceptions"])
         failure = failures.from_frame(
             chunk, frame.meta, frame.payload, self._job.sources, self._job.wraps
         )
+        # what a line of the analysis does not find is another file
+        if self._job.elsewhere and not failure.where:
+            _refuse_unseen(chunk, frame.meta["exceptions"])
         if failure.kind == "memory":
             if self._split(chunk):
                 return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,12 @@ __all__ = ["Interposer", "explain", "given", "interposed", "notices", "told"]
 
 _KINDS = ("auto", "none", "userns", "parrot")
 _WRITES = ("folder", "outputs")
-_NO_FILE = re.compile(r"(?:FileNotFound|Permission)Error: .*'(/[^']+)'")
-_NO_WRITING = re.compile(r"OSError: \[Errno 30\] .*'(/[^']+)'")
+_NO_FILE = re.compile(r"FileNotFoundError: .*'(/[^']+)'")
+_CLOSED = re.compile(r"PermissionError: .*'(/[^']+)'")
+_NO_WRITING = re.compile(r"OSError: \[Errno 30\] .*'([^']+)'")
+_NO_NETWORK = re.compile(r"Network is unreachable|Connection refused|name resolution")
+_TOP = "/cvmfs"
+_NO_CONTENT = "[Errno 5] Input/output error"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def told(settings: Settings) -> dict[str, Any]:
         The settings of CVMFS cannot be used, or only with another interposer.
     """
     wanted = settings.interposer
-    kind = wanted.kind or ("auto" if settings.cvmfs else "none")
+    kind = _kind(settings)
     if settings.cvmfs and settings.cvmfs.how == "parrot":
         if kind not in ("auto", "parrot"):
             raise ConfigError(
@@ -114,6 +119,10 @@ def told(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _kind(settings: Settings) -> str:
+    return settings.interposer.kind or ("auto" if settings.cvmfs else "none")
+
+
 def interposed(ready: Mapping[str, Any], ended: Mapping[str, Any]) -> Interposed:
     """Return what a task has run in, from what its forkserver has said."""
     inside, left = ready["interposer"], ended["left"]
@@ -128,18 +137,66 @@ def notices(inside: Mapping[str, Any]) -> list[str]:
 
 
 def explain(error: HepScaleError, settings: Settings) -> None:
-    """Say of a path that a task did not find, but that is here, how a sandbox shows it."""
-    inside = told(settings)["interposer"]
-    if inside is None or inside["kind"] == "none":
-        return
+    """Say of what a task could not find, write or reach how a sandbox, or CVMFS, gives it."""
     text = "\n".join(map(str, error.failed or error.items))
-    found = _NO_WRITING.search(text)
-    if found is not None:
-        folder = Path(found[1]).parent
-        error.cause = f"{found[1]} is outside of what the sandbox lets tasks write to"
-        error.fix = f'HepScaleExecutor(interposer=Interposer(allow=["{folder}:rw"]))'
-        return
     found = _NO_FILE.search(text)
-    if found is not None and Path(found[1]).exists():
-        error.cause = f"{found[1]} is outside of what the sandbox shows"
-        error.fix = f'HepScaleExecutor(interposer=Interposer(allow=["{found[1]}"]))'
+    missing = found[1] if found else ""
+    advice = _of_repository(text, missing, settings)
+    if advice is None and _kind(settings) != "none":
+        advice = _of_sandbox(text, missing, settings)
+    if advice is not None:
+        error.cause, error.fix = advice
+
+
+def _of_repository(text: str, missing: str, settings: Settings) -> tuple[str, str] | None:
+    """Return cause and fix of a failure that is one of CVMFS."""
+    names = [one.name for one in settings.cvmfs.repositories]
+    top, _, path = missing.removeprefix(f"{_TOP}/").partition("/")
+    if not missing.startswith(f"{_TOP}/"):
+        if not names or _NO_CONTENT not in text:
+            return None
+        cause = "a file below /cvmfs, if it was one, that no cache has and no server gives"
+        return cause, f"hepscale cvmfs cat {names[0]} PATH  (says which server, and why)"
+    if top in names:
+        folder = f"/{path.rpartition('/')[0]}"
+        return f"{top} has no such file", f"hepscale cvmfs ls {top} {folder}"
+    if cvmfs.unreachable([top], settings.cvmfs):
+        cause = f"the repository {top} is neither configured nor mounted here"
+        return cause, f'HepScaleExecutor(cvmfs=CvmfsConfig(repositories=["{top}"], ...))'
+    return None
+
+
+def _of_sandbox(text: str, missing: str, settings: Settings) -> tuple[str, str] | None:
+    """Return cause and fix of a failure that is one of the sandbox."""
+    wanted = settings.interposer
+    closed = _CLOSED.search(text)
+    found = _NO_WRITING.search(text) or closed
+    path = Path(found[1] if found else missing)
+    if found and path.is_absolute():
+        cause = f"{path} is outside of what the sandbox lets tasks write to"
+        cause += ", or belongs to somebody else" * (found is closed)
+        return cause, _with(settings, allow=(*wanted.allow, f"{path.parent}:rw"))
+    if found and wanted.writes == "outputs":
+        cause = 'writes="outputs" lets tasks write in temporary folders only'
+        return cause, _with(settings, writes="folder")
+    if missing and path.exists():
+        if any(path.is_relative_to(one.removesuffix(":rw")) for one in wanted.allow):
+            cause = f"{path} may be seen, but the worker has no such file or may not read it"
+            return cause, f'HepScaleExecutor(files=["{path}"]) sends it along'
+        cause = f"{path} is outside of what the sandbox shows"
+        return cause, _with(settings, allow=(*wanted.allow, str(path)))
+    if not wanted.network and _NO_NETWORK.search(text):
+        return "network=False: the sandbox has no network", _with(settings, network=True)
+    return None
+
+
+def _with(settings: Settings, **changed: Any) -> str:
+    """Return how the sandbox of these settings is asked for with something else in it."""
+    old = settings.interposer
+    one = Interposer(old.kind or "auto", old.allow, old.network, old.writes)
+    new, default = replace(one, **changed), Interposer()
+    parts = [f'"{new.kind}"'] if new.kind != default.kind else []
+    parts += [f"allow={json.dumps(list(new.allow))}"] if new.allow else []
+    parts += [f"network={new.network}"] if new.network != default.network else []
+    parts += [f'writes="{new.writes}"'] if new.writes != default.writes else []
+    return f"HepScaleExecutor(interposer=Interposer({', '.join(parts)}))"

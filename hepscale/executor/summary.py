@@ -78,6 +78,7 @@ def summarize(state: RunState, timeline: Timeline) -> dict[str, Any]:
         },
         "interposer": {
             "tasks": dict(sorted(state.interposers.items())),
+            "repositories": dict(sorted(state.repositories.items())),
             "left_files": state.left_files,
             "left_bytes": state.left_bytes,
         },

@@ -79,6 +79,9 @@ class RunState:
         Seconds that the tasks that have ended took, and for which they kept a core busy.
     interposers
         How many tasks ran in what: "none", "userns", "parrot".
+    repositories
+        How repositories of CVMFS came to be below ``/cvmfs``, by name: "mounted", "client" (that
+        of HepScale), "cvmfs2", "parrot".
     left_files, left_bytes
         What tasks left in their private ``/tmp``.
     failures
@@ -122,6 +125,7 @@ class RunState:
     tasks_wall_s: float = 0.0
     tasks_cpu_s: float = 0.0
     interposers: dict[str, int] = field(default_factory=dict)
+    repositories: dict[str, str] = field(default_factory=dict)
     left_files: int = 0
     left_bytes: int = 0
     failures: list[ChunkFailure] = field(default_factory=list)
@@ -344,6 +348,7 @@ def _task_ended(state: RunState, event: TaskEnded) -> None:
     inside = event.interposed
     if inside is not None:
         state.interposers[inside.kind] = state.interposers.get(inside.kind, 0) + 1
+        state.repositories.update(inside.repositories)
         state.left_files += inside.left_files
         state.left_bytes += inside.left_bytes
 

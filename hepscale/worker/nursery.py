@@ -288,7 +288,8 @@ def _place(path: str, *, is_folder: bool) -> str | None:
         try:
             mode = os.lstat(at).st_mode
         except FileNotFoundError:
-            os.mkdir(at)
+            # what a task wrote to it in a private folder would be lost without a word
+            os.mkdir(at, 0o555)
         else:
             if stat.S_ISLNK(mode):
                 # to where it is shown by its other name

@@ -1,4 +1,4 @@
-"""Coffea itself while workers are killed: bins equal those of its own `IterativeExecutor`."""
+"""Coffea itself on workers that are killed, or lack a file: bins equal `IterativeExecutor`'s."""
 
 from __future__ import annotations
 
@@ -126,3 +126,18 @@ def test_a_file_that_only_this_machine_has(files, tmp_path, monkeypatch):
             assert set(error.items) < {*map(str, fileset["data"])}
             support.run(analysis.tally, fileset, metadata_cache=known)
     secret.unlink()
+
+
+def test_a_file_that_only_the_analysis_does_not_find(files, tmp_path, monkeypatch):
+    """It is not taken for the file of the chunk, which the workers do see."""
+    monkeypatch.setattr(placing, "default_environment", lambda engine: None)
+    (tmp_path / "scale").write_text("2")
+    path = str(tmp_path / "scale")
+
+    def process(events):
+        return {"sum": int(Path(path).read_text())}
+
+    options = {"engine": crews.engine, "workers": Workers(count=1), "interposer": "userns"}
+    error = support.failing(process, {"data": files.good[:1]}, **options)
+    assert f"{path} is outside of what the sandbox shows" in str(error)
+    assert error.failed

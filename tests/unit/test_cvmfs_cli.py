@@ -291,3 +291,4 @@ def test_check(run, tmp_path):
     assert f"damaged: {damaged}\n" in done.stdout
     assert "remove these files" in done.stderr
     assert "cannot be read" in run("check", tmp_path / "gone", where=False, code=1).stderr
+    assert "no cache of CVMFS" in run("check", tmp_path, where=False, code=1).stderr

@@ -185,7 +185,7 @@ def test_fallback_proxies_come_last_and_rule_direct_out(told, line, proxies):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("CVMFS_HTTP_PROXY=", ['say "DIRECT"', "own.conf:4", 'proxies="DIRECT"']),
+        ("CVMFS_HTTP_PROXY=", ['say "DIRECT"', "own.conf:4", "write CVMFS_HTTP_PROXY="]),
         ("CVMFS_HTTP_PROXY=' ; '", ['say "DIRECT"']),
         ("CVMFS_HTTP_PROXY='auto;DIRECT'", ["name the proxies"]),
         ("CVMFS_HTTP_PROXY=DIRECT\nCVMFS_FALLBACK_PROXY=DIRECT", ['say "DIRECT"']),

@@ -194,6 +194,7 @@ def test_cvmfs_needs_a_mount_or_fuse(monkeypatch, tmp_path):
     assert f"{tmp_path}/fuse cannot be opened" in find("CVMFS").fact
     (tmp_path / "fuse").touch()
     assert find("CVMFS").status == "ok"
+    assert "HepScale can mount repositories" in find("CVMFS").fact
     (tmp_path / "fuse").unlink()
     (tmp_path / "cvmfs/cms.cern.ch").mkdir(parents=True)
     assert find("CVMFS").fact == "mounted: cms.cern.ch"

@@ -216,6 +216,15 @@ def test_report(look, mounts):
     assert "/cvmfs/a.org  analysis.py, line 1" in out.getvalue()
 
 
+def test_a_module_that_may_be_in_a_repository(look, mounts):
+    code = f"import sys\nsys.path.append('{mounts}/a.org/x')\nimport lamp\n"
+    (missing,) = look({"analysis.py": code}).missing
+    assert missing.fix == f"pip install lamp; nothing if it is in {mounts}/a.org, not mounted here"
+    (mounts / "a.org").mkdir(parents=True)
+    (missing,) = look({"analysis.py": code}).missing
+    assert missing.fix == "pip install lamp"
+
+
 def test_json(tmp_path):
     (tmp_path / "analysis.py").write_text("open('/cvmfs/cms.cern.ch/x')\n")
     done = CliRunner().invoke(main, ["env", "analyze", str(tmp_path / "analysis.py"), "--json"])

@@ -23,6 +23,7 @@ from hepscale.executor.task import (
     ChunkFailed,
     ChunkFailure,
     ChunksCounted,
+    Interposed,
     Notice,
     RunEnded,
     RunStarted,
@@ -98,7 +99,12 @@ def kept(
                     f"DY{text}", f"root://h//a.root{text}", 20, 30, "exception", f"no{text}"
                 )
             ),
-            TaskEnded(task, "done", usage=Usage(2, 1, 300)),
+            TaskEnded(
+                task,
+                "done",
+                usage=Usage(2, 1, 300),
+                interposed=Interposed("userns", repositories=(("a.org", "client"),), left_files=3),
+            ),
             Notice(f"note{text}"),
             RunEnded(status, 0),  # type: ignore[arg-type]
         )
@@ -134,6 +140,7 @@ def test_a_page_says_what_happened(tmp_path):
         "DY, root://h//a.root, entries 20 to 30 no",
         "300 MB at most",
         "Environment 3 layers, 2.1 MB, 2 of them packed before; on 1 worker",
+        "Sandbox userns: 1 tasks; 3 files, 0B left in /tmp Repositories a.org (client)",
         "environment 25.0 % 3.0 s",
         "note",
         "python 3.",

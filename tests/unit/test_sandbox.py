@@ -127,17 +127,19 @@ def test_what_was_left_is_added_up():
         inside = interposer.interposed(ready, ended)
         assert inside.repositories == (("r", "client"),)
         apply(state, TaskEnded(TaskId("t"), "done", interposed=inside), 1.0)
+    assert state.repositories == {"r": "client"}
     assert (state.interposers, state.left_files, state.left_bytes) == ({"userns": 2}, 3, 30)
 
 
 # -- what is said of failures ----------------------------------------------------------------------
 
 
-def explained(reason, kind="userns"):
+def explained(reason, kind="userns", **given):
     failure = describe(Chunk(ChunkKey("k"), None), "exception", reason)
     error = ChunksFailed("1 chunk failed.", items=[str(failure)], cause="old", fix="old")
     error.failed = (failure,)
-    interposer.explain(error, load_settings(interposer={"kind": kind}))
+    cvmfs_too = {"cvmfs": given.pop("cvmfs")} if "cvmfs" in given else {}
+    interposer.explain(error, load_settings(interposer={"kind": kind, **given}, **cvmfs_too))
     return error
 
 
@@ -154,6 +156,61 @@ def test_a_path_that_cannot_be_written():
     error = explained("OSError: [Errno 30] Read-only file system: '/data/out/file'")
     assert "outside of what the sandbox lets tasks write to" in error.cause
     assert 'allow=["/data/out:rw"]' in error.fix
+
+
+def test_a_folder_on_the_way_to_what_is_seen(tmp_path):
+    reason = f"PermissionError: [Errno 13] Permission denied: '{tmp_path}/out.txt'"
+    assert f'allow=["{tmp_path}:rw"]' in explained(reason).fix
+
+
+def test_what_is_advised_keeps_what_was_given(tmp_path):
+    reason = "OSError: [Errno 30] Read-only file system: '/data/out/file'"
+    error = explained(reason, allow=["/a"], network=False, writes="outputs")
+    wanted = '"userns", allow=["/a", "/data/out:rw"], network=False, writes="outputs"'
+    assert error.fix == f"HepScaleExecutor(interposer=Interposer({wanted}))"
+
+
+def test_only_outputs_are_written():
+    reason = "OSError: [Errno 30] Read-only file system: 'mine.txt'"
+    error = explained(reason, writes="outputs", kind="auto")
+    assert "temporary folders" in error.cause
+    assert error.fix == "HepScaleExecutor(interposer=Interposer())"
+    assert explained(reason).cause == "old"
+
+
+def test_there_is_no_network():
+    for reason in (
+        "OSError: [Errno 101] Network is unreachable",
+        "socket.gaierror: [Errno -3] Temporary failure in name resolution",
+    ):
+        assert "no network" in explained(reason, network=False).cause
+        assert explained(reason).cause == "old"
+
+
+def test_a_path_that_is_allowed_and_not_there(tmp_path):
+    reason = f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}'"
+    error = explained(reason, allow=[str(tmp_path.parent)])
+    assert "the worker has no such file" in error.cause
+    assert f'files=["{tmp_path}"]' in error.fix
+
+
+@pytest.mark.parametrize("kind", ["none", "userns"])
+def test_a_file_of_a_repository(kind):
+    reason = "FileNotFoundError: [Errno 2] No such file or directory: '/cvmfs/r.example.org/a/b'"
+    error = explained(reason, kind=kind)
+    assert "r.example.org is neither configured nor mounted" in error.cause
+    assert 'repositories=["r.example.org"]' in error.fix
+    error = explained(reason, kind=kind, cvmfs={"repositories": ["r.example.org"]})
+    assert error.cause == "r.example.org has no such file"
+    assert error.fix == "hepscale cvmfs ls r.example.org /a"
+
+
+def test_content_that_nobody_has():
+    reason = "OSError: [Errno 5] Input/output error"
+    assert explained(reason).cause == "old"
+    error = explained(reason, cvmfs={"repositories": ["r.example.org"]})
+    assert "no server gives" in error.cause
+    assert "hepscale cvmfs cat r.example.org" in error.fix
 
 
 # -- why there is none -----------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def read_whitelist(data: bytes, fqrn: str, keys: Sequence[PublicKey]) -> Whiteli
     if name != f"N{fqrn}":
         raise RepositoryError(
             f"The whitelist is not that of {fqrn}.",
-            name,
+            name.removeprefix("N"),
             "A server offers that of another repository.",
             f"Check the URLs of {fqrn}.",
         )
