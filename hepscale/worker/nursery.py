@@ -155,11 +155,16 @@ class Nursery:
             flags = syscalls.NEW_MOUNTS | syscalls.NEW_PIDS | syscalls.NEW_IPC
             syscalls.unshare(flags | (0 if self._network else syscalls.NEW_NET))
             self._build()
+            known, tell = os.pipe()
             pid = os.fork()
             if pid:
                 _say(connection, pid=pid)
+                os.write(tell, b"k")
             else:
-                self._live(connection)
+                os.close(tell)
+                # whoever was killed before it could tell the number has made a cell for nobody
+                if os.read(known, 1):
+                    self._live(connection)
         except BaseException as error:
             _say(connection, error=f"{type(error).__name__}: {error}")
         finally:
