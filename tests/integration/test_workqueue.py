@@ -207,6 +207,19 @@ def test_workers_that_cannot_be_used(engine, workers):
     assert 'engine="workqueue"' in caught.value.fix
 
 
+@pytest.mark.parametrize("how", ["with", "idle"])
+def test_workers_that_have_ended_are_started_again(how):
+    options = {"idle_s": 1 if how == "idle" else 900}
+    with Workers("local", **options) as workers:
+        assert there(lambda item: item, workers=workers) == [0, 1, 2]
+        if how == "idle":
+            support.wait_for(lambda: not workers.alive(), 60)
+    assert workers.alive() == 0
+    assert there(lambda item: item, workers=workers) == [0, 1, 2]
+    hepscale.shutdown()
+    assert workers.alive() == 0
+
+
 def test_workers_of_a_profile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hepscale.toml").write_text(

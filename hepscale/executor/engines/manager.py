@@ -153,6 +153,10 @@ def lease(settings: Settings, listening: Listening) -> Manager:
             manager = _open(settings, listening)
         elif manager is None:
             manager = _pool[key] = _open(settings, listening)
+        elif manager.workers is not None and not manager.workers.alive():
+            # they were idle for too long, or stopped
+            manager.workers.stop()
+            _start_workers(manager, listening, settings)
         manager.in_use = True
         return manager
 
