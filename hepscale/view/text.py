@@ -148,7 +148,12 @@ def received_text(state: RunState) -> str:
     received = state.bytes_merged - state.bytes_resumed
     if not received or state.elapsed_s < _LEAST_ELAPSED_S:
         return ""
-    return f"{count_text(received)}B, {count_text(received / state.elapsed_s)}B/s"
+    return f"{_bytes_text(received)}, {_bytes_text(received / state.elapsed_s)}/s"
+
+
+def _bytes_text(number: float) -> str:
+    text = count_text(number)
+    return f"{text}B" if text[-1:].isalpha() else f"{text} B"
 
 
 def workers_text(state: RunState) -> str:
@@ -172,11 +177,11 @@ def environment_text(state: RunState) -> str:
     """
     env = state.environment
     if env.packing:
-        done, total = count_text(env.packed_bytes), count_text(env.packing_bytes)
-        return f"packing {one_line(env.packing, 40)}, {done}B of {total}B"
+        done, total = _bytes_text(env.packed_bytes), _bytes_text(env.packing_bytes)
+        return f"packing {one_line(env.packing, 40)}, {done} of {total}"
     if not env.layers:
         return ""
-    size = f"{env.layers:,} {_plural(env.layers, 'layer')} ({count_text(env.size_bytes)}B)"
+    size = f"{env.layers:,} {_plural(env.layers, 'layer')} ({_bytes_text(env.size_bytes)})"
     cached = "all" if env.layers_cached == env.layers else f"{env.layers_cached:,}"
     there, sent = len(env.workers), env.workers_sent
     parts = [
