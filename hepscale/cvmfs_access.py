@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from hepscale.config import CvmfsSettings, load_settings
 from hepscale.errors import ConfigError, InputError
 from hepscale.executor import cvmfs
-from hepscale.worker.cvmfs import ObjectError, RepositoryError
+from hepscale.worker.cvmfs import ObjectError, RepositoryError, opening
 from hepscale.worker.cvmfs.cache import Cache
-from hepscale.worker.cvmfs.fetch import Fetcher
 from hepscale.worker.cvmfs.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hepscale.worker.cvmfs.catalog import Entry
+    from hepscale.worker.cvmfs.fetch import Fetcher
     from hepscale.worker.cvmfs.repository import Revision
 
 __all__ = ["Opened", "explained", "found", "opened", "settings", "shown"]
@@ -95,13 +95,7 @@ def opened(told: dict[str, Any], filled: Path | None = None) -> Iterator[Opened]
     """
     (one,) = told["repositories"]
     with explained(one["name"]):
-        fetcher = Fetcher(
-            one["servers"],
-            told["proxies"],
-            timeout_s=told["timeout_s"],
-            direct_timeout_s=told["direct_timeout_s"],
-            retries=told["retries"],
-        )
+        fetcher = opening.fetcher(told, one)
         try:
             cache = _cache(told, filled)
             repository = Repository(one, cache, fetcher, variables=told["variables"])
@@ -112,9 +106,7 @@ def opened(told: dict[str, Any], filled: Path | None = None) -> Iterator[Opened]
 
 def _cache(told: dict[str, Any], filled: Path | None) -> Cache:
     if filled is None:
-        quota_mb = told["quota_mb"]
-        quota_bytes = None if quota_mb is None else quota_mb * 1_000_000
-        return Cache(told["cache"], alien=told["alien_cache"], quota_bytes=quota_bytes)
+        return opening.cache(told)
     try:
         filled.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -84,8 +84,8 @@ def _hash(value: str) -> str:
 
 
 def _on_worker(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError("it is a folder on the workers, which begins with /")
+    if not value.startswith(("/", "$")):
+        raise ValueError("it is a folder on the workers, which begins with / or a variable")
     return value
 
 

@@ -61,7 +61,8 @@ class CvmfsConfig:
         As ``CVMFS_HTTP_PROXY``: ``;`` between groups that are tried in order, ``|`` within a
         group, ``DIRECT`` for none. There is no default.
     cache
-        Folder of the workers' own cache; by default one for each user in their temporary folder.
+        Folder of the workers' own cache; by default ``/tmp/hepscale-cvmfs-UID``. Variables in it,
+        as in `alien_cache`, are the workers'.
     alien_cache
         A site's cache, on the workers: it is looked at first, and never cleaned.
     quota_mb

@@ -264,7 +264,7 @@ def _configuration(one: dict[str, Any], cvmfs: dict[str, Any], folder: str) -> s
         "CVMFS_HTTP_PROXY": cvmfs["proxies"],
         "CVMFS_ROOT_HASH": one["root_hash"],
         "CVMFS_REPOSITORY_TAG": one["tag"],
-        "CVMFS_CACHE_BASE": f"{cvmfs['cache'] or folder}/{_PROGRAM}",
+        "CVMFS_CACHE_BASE": f"{os.path.expandvars(cvmfs['cache'] or folder)}/{_PROGRAM}",
         "CVMFS_ALIEN_CACHE": alien,
         "CVMFS_QUOTA_LIMIT": -1 if quota_mb is None or alien else quota_mb,
         "CVMFS_SHARED_CACHE": "no",

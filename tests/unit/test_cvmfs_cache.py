@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from objects import closed, named, serving, silent, stored
 
-from hepscale.worker.cvmfs import ObjectError, RepositoryError, store
+from hepscale.worker.cvmfs import ObjectError, RepositoryError, opening, store
 from hepscale.worker.cvmfs.cache import Cache
 from hepscale.worker.cvmfs.check import check
 from hepscale.worker.cvmfs.fetch import Fetcher
@@ -765,3 +765,20 @@ def test_offline_with_a_warm_cache(server, fetcher, folder):
         assert read(cache.open(name, dead)) == data
     with pytest.raises(ObjectError, match="refused"):
         cache.open(Name(bytes(20)), dead)
+
+
+# -- where it is -----------------------------------------------------------------------------------
+
+
+def test_the_cache_of_a_user_is_not_that_of_a_task(monkeypatch, tmp_path):
+    """Temporary folders of workers are their own, and end with a task or a job."""
+    made = []
+    monkeypatch.setattr(opening, "Cache", lambda *one, **more: made.append((*one, more)))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    opening.cache({"cache": None, "alien_cache": None, "quota_mb": 5})
+    opening.cache({"cache": "$SCRATCH/c", "alien_cache": "/sw/$NONE", "quota_mb": None})
+    assert made == [
+        (f"/tmp/hepscale-cvmfs-{os.getuid()}", {"alien": None, "quota_bytes": 5_000_000}),
+        ("/scratch/me/c", {"alien": "/sw/$NONE", "quota_bytes": None}),
+    ]

@@ -13,9 +13,7 @@ import os
 import signal
 import sys
 
-from . import RepositoryError, fuse
-from .cache import Cache
-from .fetch import Fetcher
+from . import RepositoryError, fuse, opening
 from .repository import Repository
 from .server import Server
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from .cache import Cache
     from .repository import Revision
 
 __all__ = ["main"]
@@ -60,27 +59,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _open(told: Mapping[str, Any], name: str) -> tuple[Cache, Repository, Revision]:
     one = next(one for one in told["repositories"] if one["name"] == name)
-    quota_mb = told["quota_mb"]
-    cache = Cache(
-        told["cache"] or _own_cache(),
-        alien=told["alien_cache"],
-        quota_bytes=None if quota_mb is None else quota_mb * 1_000_000,
-    )
-    fetcher = Fetcher(
-        one["servers"],
-        told["proxies"],
-        timeout_s=told["timeout_s"],
-        direct_timeout_s=told["direct_timeout_s"],
-        retries=told["retries"],
-    )
+    cache = opening.cache(told)
     repository = Repository(
-        one, cache, fetcher, max_ttl_s=told["max_ttl_s"], variables=told["variables"]
+        one,
+        cache,
+        opening.fetcher(told, one),
+        max_ttl_s=told["max_ttl_s"],
+        variables=told["variables"],
     )
     return cache, repository, repository.open()
-
-
-def _own_cache() -> str:
-    return os.path.join(os.environ.get("TMPDIR") or "/tmp", f"hepscale-cvmfs-{os.getuid()}")
 
 
 def _tell(**line: object) -> None:
