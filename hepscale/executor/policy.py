@@ -173,6 +173,11 @@ def is_slow(age_s: float, expected_s: float) -> bool:
     return age_s > max(SLOW * expected_s, LEAST_SLOW_S)
 
 
+def is_worth_sharing(left_s: float, pace: Pace) -> bool:
+    """Whether an idle slot that has nothing else takes half of what a task has before it."""
+    return left_s > max(2 * LEAST_TASK_OVERHEADS * pace.overhead_s, LEAST_SLOW_S)
+
+
 def may_try_again(attempts: int, retries: int) -> bool:
     """Whether a chunk whose worker died `attempts` times is run again."""
     return attempts <= retries

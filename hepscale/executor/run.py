@@ -265,20 +265,29 @@ class Run:
             running_s = sum(one.left_s(unit_s) for one in self._running.values())
             chunks = self._waiting.next_task(slots, running_s)
             if not chunks:
-                chunks = self._of_slow_task(unit_s)
+                chunks = self._of_running_task(unit_s)
             if not chunks:
                 return
             self._submit(chunks, slots)
 
-    def _of_slow_task(self, unit_s: float) -> list[Chunk]:
-        """Return what the slowest task has not reported, for an idle slot: the first one counts."""
+    def _of_running_task(self, unit_s: float) -> list[Chunk]:
+        """Return work for a slot that would be idle: of each chunk, the first result counts.
+
+        All that the slowest task has not reported, or the later half of what the longest has
+        before it.
+        """
         tasks = self._running.values() if self._job.elsewhere else ()
         slow = [one for one in tasks if not one.copied and one.is_slow(unit_s)]
-        if not slow:
+        if slow:
+            slowest = min(slow, key=lambda one: one.sent_s)
+            slowest.copied = True
+            return [chunk for chunk in slowest.owed.values() if self._ledger.is_open(chunk.key)]
+        longest = max(tasks, key=lambda one: one.left_s(unit_s), default=None)
+        if longest is None:
             return []
-        slowest = min(slow, key=lambda one: one.sent_s)
-        slowest.copied = True
-        return [chunk for chunk in slowest.owed.values() if self._ledger.is_open(chunk.key)]
+        if not policy.is_worth_sharing(longest.left_s(unit_s), self._waiting.pace):
+            return []
+        return longest.share(self._ledger.is_open)
 
     def _submit(self, chunks: list[Chunk], slots: int) -> None:
         job = self._job

@@ -10,9 +10,9 @@ from hepscale.executor import policy
 from hepscale.worker.frames import FrameReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from hepscale.executor.task import ChunkKey, Task
+    from hepscale.executor.task import Chunk, ChunkKey, Task
 
 __all__ = ["Running"]
 
@@ -38,7 +38,9 @@ class Running:
     code
         Where the worker has the task's code.
     copied
-        Whether another slot was given its chunks too.
+        Whether another slot was given all that it owes.
+    shared
+        Chunks at its end that another slot was given.
     """
 
     task: Task
@@ -52,6 +54,7 @@ class Running:
     over_wall: ChunkKey | None = None
     code: str = ""
     copied: bool = False
+    shared: set[ChunkKey] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.owed = {chunk.key: chunk for chunk in self.task.chunks}
@@ -74,6 +77,16 @@ class Running:
     def left_s(self, unit_s: float) -> float:
         """Return how many seconds of work it has still before it, at this pace."""
         return max(self._weight * unit_s - self.age_s, 0.0)
+
+    def share(self, is_open: Callable[[ChunkKey], bool]) -> list[Chunk]:
+        """Return the second half of what it has still before it, for another slot."""
+        open_keys = (key for key in self.owed if key not in self.shared and is_open(key))
+        keys = [key for key in open_keys if key != self.current]
+        given = [self.owed[key] for key in keys[(len(keys) + 1) // 2 :]]
+        self.shared.update(one.key for one in given)
+        # nothing is left to be shared where nothing was given
+        self._weight -= sum(map(policy.weight, given)) if given else self._weight
+        return given
 
     def is_slow(self, unit_s: float) -> bool:
         """Whether it has taken far longer than expected."""

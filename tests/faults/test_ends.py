@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import sys
@@ -18,8 +19,10 @@ from crew import meanwhile
 
 import hepscale
 from hepscale import Workers
+from hepscale.executor import journal
 from hepscale.executor.engines import manager as managers
 from hepscale.executor.engines import queue_room, workqueue
+from hepscale.worker.frames import Kind
 
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
@@ -43,12 +46,16 @@ def test_a_new_process_runs_the_rest(crew, tmp_path, end):
             assert counted
     crews.nothing_runs()
     before = crew.times()
+    if end == "kill":
+        (path,) = (tmp_path / "runs").glob("*/journal")
+        frames = [one for one in journal.read(path) if one.kind is Kind.OUTPUT]
+        counted = [item for one in frames for item in pickle.loads(one.payload)]
+        assert counted
     assert len(before) < 60
     with support.script(*given, HEPSCALE_RUN_DIR=str(tmp_path / "runs")) as started:
         assert started.finish() == [*range(60)]
     again = {item for item, times in crew.times().items() if times > before.get(item, 0)}
-    if end == "interrupt":
-        assert again == {*range(60)} - {*counted}
+    assert again == {*range(60)} - {*counted}
     # of each of two slots, what it has done since its last frame
     assert len(again & {*before}) <= 2 * 8
 

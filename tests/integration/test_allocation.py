@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,6 +139,26 @@ def test_task_that_waits_for_a_large_worker_that_goes(tmp_path, monkeypatch):
             crew.run(count=30, memory_mb=WORKER_MB // 2, workers=workers)
     finally:
         small[0].stop()
+
+
+def test_a_worker_that_comes_late_takes_over_half(tmp_path, monkeypatch):
+    """Of a long task, where nothing waits."""
+    # one task for all of it
+    monkeypatch.setattr(policy, "task_length", lambda weights, *_: len([*weights]))
+    crew, more = crews.Crew(tmp_path), []
+
+    def act():
+        crew.wait(2)
+        more.append(crews.more(memory_mb=WORKER_MB))
+
+    try:
+        with crews.meanwhile(act):
+            crew.run(count=70, seconds=0.2, workers=Workers(memory_mb=WORKER_MB))
+        pids = Counter(path.read_text().split()[0] for path in crew.notes.iterdir())
+        assert len(pids) == 2
+        assert min(pids.values()) > 10
+    finally:
+        more[0].stop()
 
 
 def test_item_that_needs_more_than_a_worker_has_is_named():

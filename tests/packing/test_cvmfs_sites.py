@@ -25,6 +25,7 @@ import hepscale
 from hepscale import CvmfsConfig, HepScaleExecutor
 from hepscale.demo import ZMuMuProcessor
 from hepscale.demo_events import generate
+from hepscale.executor import placing
 
 pytestmark = [queues.needs_worker, pytest.mark.root, pytest.mark.timeout(600)]
 
@@ -127,7 +128,11 @@ def test_in_a_bare_root(tmp_path, fileset, expected, analysis, secret):
     assert server.asked[".cvmfspublished"]
 
 
-def test_behind_a_network_that_leads_to_a_squid_only(tmp_path, fileset, expected, analysis, secret):
+def test_behind_a_network_that_leads_to_a_squid_only(
+    tmp_path, fileset, expected, analysis, secret, monkeypatch
+):
+    # that which is packed is tried in a bare root
+    monkeypatch.setattr(placing, "default_environment", lambda engine: None)
     start, port = analysis
     cache, place = str(tmp_path / "cache"), tmp_path / "place"
     with (

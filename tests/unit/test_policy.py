@@ -11,12 +11,15 @@ import itertools
 import time
 from dataclasses import dataclass, field
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hepscale.executor import policy
-from hepscale.executor.task import Chunk, ChunkFailure, ChunkKey
+from hepscale.executor.policy import Pace
+from hepscale.executor.running import Running
+from hepscale.executor.task import Chunk, ChunkFailure, ChunkKey, Task, TaskId
 from hepscale.executor.waiting import Waiting
 
 
@@ -379,6 +382,28 @@ def test_frames_that_are_dear_come_less_often_and_make_tasks_longer() -> None:
     # 4 s of work for two slots: a share is 2 s, too short for a dear frame to be a twentieth
     lengths = [policy.task_length(repeat(1), 4_000, 0.0, 2, pace) for pace in (cheap, dear)]
     assert [length * 0.001 for length in lengths] == pytest.approx([0.8, 2.0], rel=0.01)
+
+
+def test_what_is_worth_sharing():
+    quick, slow = Pace(overhead_s=0.05), Pace(overhead_s=2.0)
+    assert [policy.is_worth_sharing(left_s, quick) for left_s in (4.9, 5.1)] == [False, True]
+    assert [policy.is_worth_sharing(left_s, slow) for left_s in (39.0, 41.0)] == [False, True]
+
+
+def test_the_later_half_of_a_task_is_shared_once():
+    keys = [ChunkKey(f"k{number}") for number in range(9)]
+    chunks = tuple(Chunk(key, None, stop=10) for key in keys)
+    one = Running(Task(TaskId("t"), 1, chunks, b"", Path("payload")))
+    for key in keys[:2]:
+        del one.owed[key]
+    one.current = keys[2]
+    is_open = {*keys[:7]}.__contains__
+    before_s = one.left_s(1.0)
+    assert [chunk.key for chunk in one.share(is_open)] == keys[5:7]
+    assert before_s - one.left_s(1.0) == pytest.approx(20, abs=0.1)
+    assert [chunk.key for chunk in one.share(is_open)] == keys[4:5]
+    assert one.share(is_open) == []
+    assert one.left_s(1.0) == 0
 
 
 def test_slow_tasks():
