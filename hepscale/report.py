@@ -184,6 +184,7 @@ def _facts(run: dict[str, Any]) -> str:
             ("Cores of a task", f"{cores:.2f} on average"),
             *_environment(run.get("environment") or {}),
             *_sandbox(run.get("interposer") or {}),
+            ("Read by tasks", f"{count_text(run.get('bytes_read', 0))}B"),
             ("Outputs received", f"{count_text(run['bytes_merged'])}B"),
         ]
     )

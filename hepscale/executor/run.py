@@ -357,7 +357,8 @@ class Run:
         pace = self._waiting.pace.after_chunks(spent_s, total)
         self._waiting.pace = pace.after_merge(time.monotonic() - begun_s)
         self._faults.worked(keys)
-        self._observe(ChunksCounted(len(keys), sum(entries), len(frame.raw)))
+        read_bytes = frame.meta.get("read_bytes", 0)
+        self._observe(ChunksCounted(len(keys), sum(entries), len(frame.raw), read_bytes))
         self._tell_journal_failure()
 
     # -- resuming ------------------------------------------------------------------------------

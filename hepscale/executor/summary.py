@@ -55,6 +55,7 @@ def summarize(state: RunState, timeline: Timeline) -> dict[str, Any]:
         },
         "events": {"total": state.entries_total, "done": state.entries_done},
         "bytes_merged": state.bytes_merged,
+        "bytes_read": state.bytes_read,
         "workers": {
             "joined": state.workers_joined,
             "lost": state.workers_lost,

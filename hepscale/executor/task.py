@@ -183,8 +183,7 @@ class FrameBytes:
 class Interposed:
     """What a task ran in; `why` is the reason where that is not what was hoped for.
 
-    ``repositories`` are pairs of a name and how it came to be there; ``left_files`` and
-    ``left_bytes`` are what the task left in its private ``/tmp``.
+    ``repositories`` are pairs of a name and how it came there; the rest is left in its ``/tmp``.
     """
 
     kind: str
@@ -357,6 +356,7 @@ class ChunksCounted:
     chunks: int
     entries: int
     nbytes: int
+    read_bytes: int = 0
     resumed: bool = False
 
 

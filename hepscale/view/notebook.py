@@ -17,6 +17,7 @@ from hepscale.view.text import (
     failed_text,
     one_line,
     rate_text,
+    read_text,
     received_text,
     remaining_text,
     summary_text,
@@ -51,6 +52,7 @@ def payload(state: RunState) -> dict[str, Any]:
     facts = [
         ("Events", events if state.counts_entries or state.entries_done else ""),
         ("Rate", rate_text(state) or _UNKNOWN),
+        ("Read", read_text(state)),
         ("Results", received_text(state)),
         ("Workers", workers_text(state)),
         (_ENVIRONMENT, environment_text(state)),

@@ -63,6 +63,8 @@ class RunState:
     bytes_received, bytes_merged, bytes_resumed
         Bytes of frames as they arrive, of the outputs that were accepted, and of those from a
         journal.
+    bytes_read
+        What the chunks that were counted have read, as far as kernels count it.
     workers
         The slots of each worker that is there, by its id.
     workers_joined, workers_lost
@@ -112,6 +114,7 @@ class RunState:
     bytes_received: int = 0
     bytes_merged: int = 0
     bytes_resumed: int = 0
+    bytes_read: int = 0
     workers: dict[str, int] = field(default_factory=dict)
     workers_joined: int = 0
     workers_lost: int = 0
@@ -300,6 +303,7 @@ def _chunks_counted(state: RunState, event: ChunksCounted) -> None:
     state.chunks_done += event.chunks
     state.entries_done += event.entries
     state.bytes_merged += event.nbytes
+    state.bytes_read += event.read_bytes
     if event.resumed:
         state.chunks_resumed += event.chunks
         state.bytes_resumed += event.nbytes

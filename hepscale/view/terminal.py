@@ -32,6 +32,7 @@ from hepscale.view.text import (
     one_line,
     progress_text,
     rate_text,
+    read_text,
     remaining_text,
     workers_text,
 )
@@ -100,6 +101,7 @@ def _facts(state: RunState, room: int) -> list[Text]:
     progress = [
         events_text(state),
         rate_text(state),
+        f"{read} read" if (read := read_text(state)) else "",
         f"{duration_text(state.elapsed_s)} elapsed",
         remaining_text(state),
     ]

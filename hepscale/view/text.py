@@ -24,6 +24,7 @@ __all__ = [
     "one_line",
     "progress_text",
     "rate_text",
+    "read_text",
     "received_text",
     "remaining_text",
     "summary_text",
@@ -143,12 +144,20 @@ def rate_text(state: RunState) -> str:
     return f"{count_text(rate if rate < 10 else round(rate))} events/s"
 
 
+def read_text(state: RunState) -> str:
+    """Return ``1.2 GB, 34 MB/s`` of what tasks have read, or nothing where that is not known."""
+    return _flow(state.bytes_read, state)
+
+
 def received_text(state: RunState) -> str:
     """Return ``12 MB, 250 kB/s`` of results, or nothing before any has come."""
-    received = state.bytes_merged - state.bytes_resumed
-    if not received or state.elapsed_s < _LEAST_ELAPSED_S:
+    return _flow(state.bytes_merged - state.bytes_resumed, state)
+
+
+def _flow(nbytes: int, state: RunState) -> str:
+    if not nbytes or state.elapsed_s < _LEAST_ELAPSED_S:
         return ""
-    return f"{_bytes_text(received)}, {_bytes_text(received / state.elapsed_s)}/s"
+    return f"{_bytes_text(nbytes)}, {_bytes_text(nbytes / state.elapsed_s)}/s"
 
 
 def _bytes_text(number: float) -> str:

@@ -67,10 +67,11 @@ class _Pending:
         self.keys: list[str] = []
         self.entries: list[int] = []
         self.spent_s = 0.0
+        self.read_bytes = 0
         self.output: Any = None
         self._owned = False
 
-    def add(self, key: str, entries: int, spent_s: float, output: Any) -> None:
+    def add(self, key: str, entries: int, cost: tuple[float, int], output: Any) -> None:
         if output is not None:
             if self.output is None:
                 self.output = output
@@ -82,10 +83,11 @@ class _Pending:
                 self._owned = True
         self.keys.append(key)
         self.entries.append(entries)
-        self.spent_s += spent_s
+        self.spent_s += cost[0]
+        self.read_bytes += cost[1]
 
     def clear(self) -> None:
-        self.keys, self.entries, self.spent_s = [], [], 0.0
+        self.keys, self.entries, self.spent_s, self.read_bytes = [], [], 0.0, 0
         self.output, self._owned = None, False
 
 
@@ -115,7 +117,7 @@ class _Runner:
     def run(self, work: list[tuple[str, int, Any]]) -> None:
         for key, entries, item in work:
             self.emitter.emit(Kind.BEGIN, key=key)
-            begun = time.monotonic()
+            begun, read = time.monotonic(), proc.read_bytes()
             try:
                 output = self.function(item)
             except BaseException as error:
@@ -127,7 +129,7 @@ class _Runner:
             self._end_if_absent()
             spent_s = time.monotonic() - begun
             self.clock["process"] += spent_s
-            self._keep(key, entries, spent_s, output)
+            self._keep(key, entries, (spent_s, proc.read_bytes() - read), output)
             if self._is_due():
                 self.flush()
         self.flush()
@@ -144,10 +146,10 @@ class _Runner:
             self.flush()
             raise _TaskStopped("absent")
 
-    def _keep(self, key: str, entries: int, spent_s: float, output: Any) -> None:
+    def _keep(self, key: str, entries: int, cost: tuple[float, int], output: Any) -> None:
         begun = time.monotonic()
         try:
-            self.pending.add(key, entries, spent_s, output)
+            self.pending.add(key, entries, cost, output)
         except Exception as error:
             raise _TaskStopped("isolate") from error
         if absent.missed():
@@ -184,6 +186,7 @@ class _Runner:
                 chunks=pending.keys,
                 entries=pending.entries,
                 spent_s=pending.spent_s,
+                read_bytes=pending.read_bytes,
             )
             self.frame_mb = size / 1e6
         pending.clear()

@@ -20,7 +20,7 @@ import pytest
 
 import hepscale
 import hepscale.worker
-from hepscale.worker import cvmfs
+from hepscale.worker import cvmfs, proc
 from hepscale.worker.frames import FrameReader, Kind
 
 FOLDER = Path(hepscale.worker.__file__).parent
@@ -248,3 +248,10 @@ def test_a_task_that_ends_its_process(server):
     ended, frames = server.run("exit", payload_of(os._exit), [("a", 1, 7)])
     assert (ended["status"], ended["detail"]) == ("died", "exit code 7")
     assert [one.kind for one in frames] == [Kind.HELLO, Kind.BEGIN]
+
+
+def test_what_was_read_is_counted(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    before = proc.read_bytes()
+    (tmp_path / "file").read_bytes()
+    assert 100_000 <= proc.read_bytes() - before < 200_000
