@@ -145,7 +145,7 @@ def rate_text(state: RunState) -> str:
 
 
 def read_text(state: RunState) -> str:
-    """Return ``1.2 GB, 34 MB/s`` of what tasks have read, or nothing where that is not known."""
+    """Return ``1.2 GB, 34.0 MB/s`` of what tasks have read, or nothing where that is not known."""
     return _flow(state.bytes_read, state)
 
 

@@ -296,7 +296,7 @@ def test_how_fast_results_come() -> None:
     apply(state, ChunksCounted(1, 50_000, 300_000, read_bytes=24_000_000), 2.0)
     facts = dict(payload(state)["facts"])
     assert facts["Results"] == "300 kB, 150 kB/s"
-    assert facts["Read"] == "24 MB, 12 MB/s"
+    assert facts["Read"] == "24.0 MB, 12.0 MB/s"
 
 
 def test_a_failure_unfolds_to_all_that_is_known_of_it() -> None:
