@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import packed
 import pytest
@@ -16,6 +17,10 @@ import support
 import uproot
 
 import hepscale
+
+# a machine that others use keeps no time limits for single examples
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
