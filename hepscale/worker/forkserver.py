@@ -48,6 +48,8 @@ _IDLE_LOOK_S = 1.0
 # so long after the end of a task its worker is told of it once more: it may miss the kernel's word,
 # and would look seconds later
 _REMIND_S = (0.05, 0.5)
+# so long what was killed may take to end
+_LAST_S = 2.0
 
 _PEER = struct.Struct("iii")
 # of what a task says it has imported
@@ -125,6 +127,9 @@ class _Forkserver:
                 os.waitpid(pid, 0)
             if task.cell is not None:
                 task.cell.close()
+        if self.sandbox is not None and self.sandbox.nursery is not None:
+            self.sandbox.nursery.close()
+        _end_children()
         shutil.rmtree(self.root, ignore_errors=True)
         scratch.sweep(os.path.dirname(self.root))
 
@@ -358,6 +363,20 @@ def _kill_strays(tasks: set[int]) -> None:
             with contextlib.suppress(OSError):
                 if os.getsid(pid) not in tasks:
                     os.kill(pid, signal.SIGKILL)
+
+
+def _end_children() -> None:
+    """Wait until nothing of ours runs, for a while: what is left then ends as this process does."""
+    end_s = time.monotonic() + _LAST_S
+    while time.monotonic() < end_s:
+        # what they leave becomes ours
+        _kill_strays(set())
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.002)
 
 
 def _is_local(name: str) -> bool:
