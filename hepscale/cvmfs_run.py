@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hepscale.errors import EngineError
 from hepscale.worker import Unusable, proc, repositories, sandbox, syscalls, world
+from hepscale.worker.execute import execute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["run"]
 
-_NOT_FOUND, _NOT_EXECUTABLE, _SIGNAL = 127, 126, 128
+_SIGNAL = 128
 
 
 def run(told: dict[str, Any], command: Sequence[str]) -> int:
@@ -107,26 +108,12 @@ def _be_first(line: list[str]) -> int:
         syscalls.mount("proc", "/proc", "proc", flags)
     pid = os.fork()
     if pid == 0:
-        _become(line)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os._exit(execute(line))
     while True:
         ended, status = os.wait()
         if ended == pid:
             return _code(status)
-
-
-def _become(line: list[str]) -> NoReturn:
-    code = _NOT_EXECUTABLE
-    try:
-        # Python ignores these, and the command would too
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        os.execvp(line[0], line)  # noqa: S606
-    except OSError as error:
-        sys.stderr.write(f"hepscale: {line[0]}: {error.strerror}\n")
-        sys.stderr.flush()
-        code = _NOT_FOUND if isinstance(error, FileNotFoundError) else code
-    finally:
-        os._exit(code)
 
 
 def _code(status: int) -> int:

@@ -42,16 +42,7 @@ def _become(command: list[str]) -> NoReturn:
     if in_use >= 0:
         # for as long as the command runs, whoever it is by then
         os.set_inheritable(in_use, True)
-    import signal
-
-    # Python ignores these, and the command would too
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        os.execvp(command[0], command)
-    except OSError as error:
-        sys.stderr.write(f"hepscale: {command[0]}: {error.strerror}\n")
-        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+    sys.exit(importlib.import_module("hepscale_worker.execute").execute(command))
 
 
 if __name__ == "__main__":
