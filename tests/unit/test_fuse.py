@@ -137,7 +137,7 @@ class Kernel:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.settimeout(10)
         self.revision, self.newer, self.name = revision, newer, "demo.example.org"
-        self.trouble = None
+        self.wait_s = revision.ttl_s
         self._theirs, self._last = theirs, 0
         self.server = Server(fuse.Connection(theirs.fileno()), self, revision, lambda _: False)
         self.thread = threading.Thread(target=self._serve)
@@ -149,7 +149,10 @@ class Kernel:
             self.server.run()
 
     def refresh(self, *, now: bool) -> Revision | None:
-        return self.newer.pop(0) if self.newer else None
+        if not self.newer:
+            return None
+        self.wait_s = self.newer[0].ttl_s
+        return self.newer.pop(0)
 
     def send(self, opcode: int, node: int = 1, body: bytes = b"", pid: int = 0) -> int:
         self._last += 2
@@ -486,7 +489,7 @@ def test_a_new_revision_takes_back_what_has_changed_and_nothing_else(start):
 
 
 def test_a_new_revision_that_cannot_be_read_yet_is_tried_again(start, monkeypatch):
-    newer = Revision({"/f": b"newer"}, 2)
+    newer = Revision({"/f": b"newer"}, 2, ttl_s=0.1)
     found, tries = newer.children, []
 
     def children(path: str) -> dict[str, Entry]:

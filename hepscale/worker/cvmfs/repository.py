@@ -10,6 +10,7 @@ A revision that is pinned by its root hash needs no signature: the hash says all
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
     from .fetch import Fetcher
     from .keys import PublicKey
 
-__all__ = ["Repository", "Revision"]
+__all__ = ["AGAIN_S", "Repository", "Revision"]
 
 _MANIFEST, _WHITELIST = "manifest", "whitelist"
 # the longest time until the next try when one has failed
-_AGAIN_S = 180.0
+AGAIN_S = 180.0
 _MOST_CERTIFICATE_BYTES = 1 << 16
 
 
@@ -124,6 +125,11 @@ class Repository:
             self._due = self._next(self._revision)
             return self._revision
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds until it is time to ask for a newer revision; without end for a pinned one."""
+        return math.inf if self.pinned else max(0.0, self._due - time.monotonic())
+
     def refresh(self, *, now: bool = False) -> Revision | None:
         """Return a newer revision if its time has come and there is one; None otherwise.
 
@@ -139,7 +145,7 @@ class Repository:
                 new = self._from_server()
             except RepositoryError as error:
                 self.trouble = error
-                self._due = time.monotonic() + min(old.ttl_s, _AGAIN_S)
+                self._due = time.monotonic() + min(old.ttl_s, AGAIN_S)
                 return None
             self._revision, self._due = new, self._next(new)
             return None if new is old else new
@@ -329,7 +335,7 @@ class Repository:
         )
 
     def _next(self, revision: Revision) -> float:
-        wait = min(revision.ttl_s, _AGAIN_S) if revision.notice else revision.ttl_s
+        wait = min(revision.ttl_s, AGAIN_S) if revision.notice else revision.ttl_s
         return time.monotonic() + wait
 
 

@@ -13,13 +13,13 @@ from .content import Content
 from .fuse import Opcode
 from .nodes import Nodes
 from .pool import Pool
+from .repository import AGAIN_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Protocol
 
-    from . import RepositoryError
     from .fuse import Request
     from .names import Name
     from .nodes import Node
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
         """Where revisions come from: a `Repository`."""
 
         name: str
-        trouble: RepositoryError | None
+
+        @property
+        def wait_s(self) -> float:
+            """Until it is to be asked again."""
 
         def refresh(self, *, now: bool) -> Revision | None:
             """Return a newer revision, if there is one."""
@@ -42,8 +45,7 @@ _MOST_WAITING = 16
 # how often it is looked whether who waits for an answer was killed meanwhile
 _LOOK_S = 0.2
 _LEAST_TTL_S = 0.1
-# the longest time until the next try when one has failed
-_AGAIN_S = 180.0
+_NEVER_S = threading.TIMEOUT_MAX / 2
 _SIGKILL_PENDING = 1 << 8
 
 
@@ -252,13 +254,13 @@ class Server:
             self._wake.clear()
             self._let_go()
             if time.monotonic() >= self._due:
-                self._due = time.monotonic() + threading.TIMEOUT_MAX / 2
+                self._due = time.monotonic() + _NEVER_S
                 self._pool.put(self._refresh)
 
     def _wait_s(self) -> float:
-        revision = self._nodes.revision
-        is_well = self._source.trouble is None and not revision.notice and self._newest is None
-        return max(_LEAST_TTL_S, revision.ttl_s if is_well else min(revision.ttl_s, _AGAIN_S))
+        # a newer one that could not be read whole is to be had sooner
+        longest_s = _NEVER_S if self._newest is None else AGAIN_S
+        return max(_LEAST_TTL_S, min(self._source.wait_s, longest_s))
 
     def _refresh(self) -> None:
         try:
