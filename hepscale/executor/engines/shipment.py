@@ -50,7 +50,7 @@ class Shipment:
     ) -> None:
         self._manager = manager
         self._preload = preload
-        self._idle_s = settings.idle_s
+        self._settings = settings
         self._inside = interposer.told(settings)
         self._credentials = credentials
 
@@ -84,14 +84,7 @@ class Shipment:
         self, task: Task, memory_mb: int | None, proofs: Mapping[str, Path]
     ) -> dict[str, Any]:
         environment = task.environment
-        served = {
-            "idle_s": self._idle_s,
-            "preload": self._preload,
-            "sys_path": None if environment else warm.installed_path(),
-            "more_path": warm.mounted_path() if environment else (),
-            "known": environment.absent if environment else (),
-            **self._inside,
-        }
+        served = warm.served(self._settings, self._preload, environment, self._inside)
         about = [served, environment.digest if environment else sys.executable]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hepscale.env import api
 from hepscale.env.local import is_installed
@@ -26,6 +26,8 @@ from hepscale.executor import interposer
 from hepscale.worker import READY, UNUSABLE, VERSION, scratch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hepscale.config import Settings
     from hepscale.env.environment import Environment
 
@@ -34,10 +36,9 @@ __all__ = [
     "Forkserver",
     "from_layers",
     "give_back",
-    "installed_path",
     "lease",
-    "mounted_path",
     "scratch_unusable",
+    "served",
     "shutdown",
     "told_by_stage0",
     "unpacked",
@@ -186,15 +187,13 @@ def lease(
     EngineError
         If no process can be started.
     """
-    path = installed_path()
+    told = served(settings, preload, environment, interposer.told(settings))
     # packages that were installed or updated meanwhile want a fresh interpreter
-    state: object = tuple((entry, _mtime_ns(entry)) for entry in path)
+    state: object = tuple(map(_mtime_ns, told["sys_path"] or ()))
     if environment is not None:
-        path = mounted_path()
-        state = (environment.digest, environment.absent, *path)
-    place = (str(settings.scratch_dir), str(settings.cache_dir), settings.idle_s)
-    inside = interposer.told(settings)
-    key = (os.getpid(), sys.executable, state, place, preload, within, json.dumps(inside))
+        state = environment.digest
+    place = (str(settings.scratch_dir), str(settings.cache_dir))
+    key = (os.getpid(), sys.executable, state, place, within, json.dumps(told))
     prefix = unpacked(settings, environment)
     with _lock:
         server = _pool.get(key)
@@ -206,7 +205,7 @@ def lease(
                     del _pool[old_key]
                     if old_key[0] == os.getpid():
                         old.end()
-            server = _pool[key] = _start(settings, preload, path, environment, within)
+            server = _pool[key] = _start(settings, told, environment, within)
         server.users += 1
         return server
 
@@ -236,12 +235,30 @@ def shutdown(*, idle_only: bool = False) -> None:
 atexit.register(shutdown)
 
 
-def installed_path() -> list[str]:
+def served(
+    settings: Settings,
+    preload: tuple[str, ...],
+    environment: Environment | None,
+    inside: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a forkserver is told wherever it is; `inside`: what `interposer.told` returns."""
+    return {
+        "idle_s": settings.idle_s,
+        "preload": preload,
+        # a packed interpreter knows where its packages are
+        "sys_path": None if environment else _installed_path() or None,
+        "more_path": _mounted_path() if environment else (),
+        "known": environment.absent if environment else (),
+        **inside,
+    }
+
+
+def _installed_path() -> list[str]:
     """Return the folders of ``sys.path`` in which packages are installed."""
     return [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
 
 
-def mounted_path() -> list[str]:
+def _mounted_path() -> list[str]:
     """Return the folders of ``sys.path`` in repositories of CVMFS, which are not packed."""
     return [entry for entry in sys.path if repository_of(entry)]
 
@@ -339,8 +356,7 @@ def _mtime_ns(entry: str) -> int:
 
 def _start(
     settings: Settings,
-    preload: tuple[str, ...],
-    path: list[str],
+    told: dict[str, Any],
     environment: Environment | None,
     within: tuple[str, ...],
 ) -> Forkserver:
@@ -352,20 +368,10 @@ def _start(
         folder, lock = scratch.make(parent)
     except OSError as error:
         raise scratch_unusable(settings.scratch_dir, error) from None
-    told = {
-        "dir": folder,
-        "manager_pid": os.getpid(),
-        "idle_s": settings.idle_s,
-        "preload": preload,
-        # a packed interpreter knows where its packages are
-        "sys_path": None if environment else path or None,
-        "more_path": path if environment else (),
-        "known": environment.absent if environment else (),
-        **interposer.told(settings),
-    }
     try:
         settings_path = Path(folder) / "settings.json"
-        settings_path.write_text(json.dumps(told))
+        here = {"dir": folder, "manager_pid": os.getpid()}
+        settings_path.write_text(json.dumps({**told, **here}))
         command = [sys.executable, "-I", str(_WORKER), str(settings_path)]
         if environment is not None:
             about = Path(folder) / "environment"
