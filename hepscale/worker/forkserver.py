@@ -84,7 +84,10 @@ class _Client:
 class _Forkserver:
     def __init__(self, settings: dict[str, Any], sandbox: Sandbox | None) -> None:
         self.settings = settings
-        self.sandbox = sandbox
+        self.told = _NO_SANDBOX if sandbox is None else sandbox.told()
+        self.nursery = None if sandbox is None else sandbox.nursery
+        # processes of ours that are no tasks
+        self.helpers: set[int] = set() if sandbox is None else sandbox.helpers
         self.root: str = settings["dir"]
         self.tasks: dict[int, TaskProcess[_Client]] = {}
         self.selector = selectors.DefaultSelector()
@@ -127,8 +130,8 @@ class _Forkserver:
                 os.waitpid(pid, 0)
             if task.cell is not None:
                 task.cell.close()
-        if self.sandbox is not None and self.sandbox.nursery is not None:
-            self.sandbox.nursery.close()
+        if self.nursery is not None:
+            self.nursery.close()
         _end_children()
         shutil.rmtree(self.root, ignore_errors=True)
         scratch.sweep(os.path.dirname(self.root))
@@ -150,14 +153,13 @@ class _Forkserver:
 
     def _accept(self, _: object) -> None:
         connection, _address = self.listener.accept()
-        if self.sandbox is not None and self.sandbox.nursery is not None and _is_task(connection):
+        if self.nursery is not None and _is_task(connection):
             connection.close()
             return
         client = _Client(connection)
         self.clients += 1
         self.selector.register(connection, selectors.EVENT_READ, lambda _: self._serve(client))
-        told = _NO_SANDBOX if self.sandbox is None else self.sandbox.told()
-        client.send({"ev": "ready", "pid": os.getpid(), "interposer": told, **_versions()})
+        client.send({"ev": "ready", "pid": os.getpid(), "interposer": self.told, **_versions()})
 
     def _serve(self, client: _Client) -> None:
         requests = client.requests()
@@ -186,9 +188,9 @@ class _Forkserver:
             self._preload()
         cell = None
         try:
-            if self.sandbox is not None and self.sandbox.nursery is not None:
+            if self.nursery is not None:
                 shown = child.seen(request)
-                cell = self.sandbox.nursery.cell(request["dir"], shown, request["memory_mb"])
+                cell = self.nursery.cell(request["dir"], shown, request["memory_mb"])
             pid = os.fork() if cell is None else cell.fork()
         except Exception as error:
             if cell is not None:
@@ -207,8 +209,8 @@ class _Forkserver:
             finally:
                 child.leave(code)
         self.tasks[pid] = TaskProcess(pid, client, request, cell)
-        if self.sandbox is not None and self.sandbox.nursery is not None:
-            self.sandbox.nursery.prepare()
+        if self.nursery is not None:
+            self.nursery.prepare()
 
     def _look_after_tasks(self) -> None:
         while True:
@@ -221,15 +223,12 @@ class _Forkserver:
             task = self.tasks.pop(pid, None)
             if task is not None:
                 self._reap(task, os.waitstatus_to_exitcode(status), used)
-            elif pid in self._helpers():
+            elif pid in self.helpers:
                 sys.stderr.write("a process that the sandboxes of tasks need was killed\n")
                 self.over = True
         for task in self.tasks.values():
             task.watch()
-        _kill_strays(set(self.tasks) | self._helpers())
-
-    def _helpers(self) -> set[int]:
-        return set() if self.sandbox is None else self.sandbox.helpers
+        _kill_strays(set(self.tasks) | self.helpers)
 
     def _reap(self, task: TaskProcess[_Client], code: int, used: resource.struct_rusage) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
