@@ -6,7 +6,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -18,11 +18,16 @@ __all__ = [
     "RUN_OPTIONS",
     "SHORT",
     "TABLES",
+    "InterposerKind",
     "InterposerSettings",
+    "InterposerWrites",
     "Settings",
     "WorkersSettings",
     "home",
 ]
+
+InterposerKind: TypeAlias = Literal["auto", "none", "userns", "parrot"]
+InterposerWrites: TypeAlias = Literal["folder", "outputs"]
 
 _LAST_PORT = 65535
 
@@ -129,10 +134,10 @@ class InterposerSettings(Table):
         What they may write to: all of their folder, or only their outputs.
     """
 
-    kind: Literal["auto", "none", "userns", "parrot"] | None = None
+    kind: InterposerKind | None = None
     allow: Annotated[tuple[_Shown, ...], BeforeValidator(_words)] = ()
     network: bool = True
-    writes: Literal["folder", "outputs"] = "folder"
+    writes: InterposerWrites = "folder"
 
 
 class Settings(Table):

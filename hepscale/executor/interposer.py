@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from hepscale.config.model import InterposerKind, InterposerWrites
 from hepscale.errors import ConfigError, misspelt
 from hepscale.executor import cvmfs
 from hepscale.executor.task import Interposed
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Interposer", "explain", "given", "interposed", "notices", "told"]
 
-_KINDS = ("auto", "none", "userns", "parrot")
-_WRITES = ("folder", "outputs")
+_KINDS, _WRITES = get_args(InterposerKind), get_args(InterposerWrites)
 _NO_FILE = re.compile(r"FileNotFoundError: .*'(/[^']+)'")
 _CLOSED = re.compile(r"PermissionError: .*'(/[^']+)'")
 _NO_WRITING = re.compile(r"OSError: \[Errno 30\] .*'([^']+)'")
