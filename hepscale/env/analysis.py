@@ -154,6 +154,7 @@ def examine(
         # what this process imports is another matter
         lookup, linked = "never", places.linked(here)
     walk = Walk(here, known, (*places.search(folder, found.paths, here), *linked), lookup)
+    _of_interpreter(here, walk)
     walk.add(found.units, package)
     for one in roots:
         walk.take(one)
@@ -164,7 +165,6 @@ def examine(
     resolution = resolve.resolve(outside, known, here, extra=wanted, exclude=exclude, cache=cache)
     missing = {one.name for one in resolution.missing}
     taken = [one for one in resolution.taken if not _of_repository(one, walk)]
-    _of_interpreter(here, walk)
     need = Need(
         here,
         known,
@@ -242,7 +242,8 @@ def _of_interpreter(here: Interpreter, walk: Walk) -> None:
 
 def _reasons(walk: Walk) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, reasons in walk.repositories.items():
-        yield name, tuple(reasons)
+        # what the code says itself comes first
+        yield name, tuple(sorted(reasons, key=lambda one: one.startswith("required by")))
 
 
 def _open(notes: Iterable[Note], known: Index) -> Iterator[Note]:

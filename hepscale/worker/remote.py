@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ENDED", "FETCH", "REFUSED", "Refused", "connect", "main"]
+__all__ = ["ENDED", "FETCH", "REFUSED", "Refused", "connect", "main", "paths"]
 
 FETCH, REFUSED = 75, 90
 # begins the line of standard output that says how the task ended
@@ -46,6 +46,8 @@ _PACE_S = 0.1
 # long each time
 _SLOWEST_PACE_S = 1.0
 _LAST_LOOK_S = 5.0
+# lists of folders, in which this machine's own count as well
+_SEARCHED = ("PATH", "LD_LIBRARY_PATH")
 _IN_MODIFY, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x2, 0x10, 0x20
 _EVENT = struct.Struct("iIII")
 
@@ -188,12 +190,13 @@ def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:
     spec = {**told["spec"], **places, "cwd": layout.lay_out(here, inputs), "reads": reads}
     with open("task.json", "w", encoding="utf-8") as stream:
         json.dump(spec, stream)
-    path = [os.path.join(sys.prefix, "bin"), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
-    environ = {
-        **os.environ,
-        "PATH": os.pathsep.join(dict.fromkeys(path)),
-        **{name: value.replace("{here}", here) for name, value in told["environ"].items()},
-    }
+    environ = dict(os.environ)
+    for name, there in told["mounted"].items():
+        # a list of folders goes on with those of this machine
+        environ[name] = paths(*there, environ.get(name, "") if name in _SEARCHED else "")
+    environ["PATH"] = paths(os.path.join(sys.prefix, "bin"), environ.get("PATH", os.defpath))
+    for name, value in told["environ"].items():
+        environ[name] = value.replace("{here}", here)
     with open("environ.json", "w", encoding="utf-8") as stream:
         json.dump(environ, stream)
     return {
@@ -203,6 +206,11 @@ def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:
         "memory_mb": told["memory_mb"],
         "environ": os.path.join(here, "environ.json"),
     }
+
+
+def paths(*given: str) -> str:
+    """Return lists of folders as one, without what stands there twice."""
+    return os.pathsep.join(dict.fromkeys(filter(None, os.pathsep.join(given).split(os.pathsep))))
 
 
 def _check(ready: dict[str, str], wanted: dict[str, str]) -> None:

@@ -43,10 +43,15 @@ class Provided:
         What serves them.
     """
 
-    def __init__(self) -> None:
-        self.ways: dict[str, str] = {}
-        self.notices: list[str] = []
-        self.processes: set[int] = set()
+    def __init__(self, told: dict[str, Any] | None = None) -> None:
+        told = told or {}
+        self.ways: dict[str, str] = told.get("ways", {})
+        self.notices: list[str] = told.get("notices", [])
+        self.processes: set[int] = set(told.get("processes", ()))
+
+    def told(self) -> dict[str, Any]:
+        """Return all of it for another program, which makes another of these from it."""
+        return {**vars(self), "processes": sorted(self.processes)}
 
 
 def names(cvmfs: dict[str, Any] | None) -> list[str]:

@@ -95,7 +95,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
                 repositories.names(settings.get("cvmfs")), "parrot"
             )
             return sandbox
-        return _prepared(settings, wanted)
+        return _prepared(settings, wanted, repositories.Provided(told["cvmfs"]))
     if wanted["kind"] == "none":
         return _nothing(settings)
     reasons = []
@@ -161,6 +161,8 @@ def why_not(settings: dict[str, Any]) -> str:
 def _start_anew(settings: dict[str, Any]) -> NoReturn:
     """Execute this very program again, in a world of its own."""
     world.enter()
+    # before: the loader looks once whether a folder of libraries is there
+    provided = repositories.provide(settings.get("cvmfs"), folder=settings["dir"])
     syscalls.keep_privileges()
     python = sys.executable
     # a packed interpreter knows where it lies
@@ -172,7 +174,7 @@ def _start_anew(settings: dict[str, Any]) -> NoReturn:
     syscalls.read_only(program)
     environ = {
         **os.environ,
-        _INSIDE: json.dumps({"kind": "userns", "prefix": sys.prefix}),
+        _INSIDE: json.dumps({"kind": "userns", "prefix": sys.prefix, "cvmfs": provided.told()}),
     }
     os.execve(python, [python, *sys.orig_argv[1:]], environ)
 
@@ -189,11 +191,13 @@ def _start_under_parrot(
 # -- what tasks see of it --------------------------------------------------------------------------
 
 
-def _prepared(settings: dict[str, Any], wanted: dict[str, Any]) -> Sandbox:
+def _prepared(
+    settings: dict[str, Any], wanted: dict[str, Any], provided: repositories.Provided
+) -> Sandbox:
     """Return the sandbox, in the world: with its repositories, and a nursery."""
     sandbox = Sandbox("userns")
     syscalls.keep_to_self()
-    sandbox.add(repositories.provide(settings.get("cvmfs"), folder=settings["dir"]))
+    sandbox.add(provided)
     sandbox.nursery = world.start_nursery(settings, wanted)
     sandbox.nursery.prepare()
     sandbox.helpers.add(sandbox.nursery.pid)

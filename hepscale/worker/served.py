@@ -10,7 +10,7 @@ import sys
 import time
 
 from . import UNUSABLE, proc
-from .remote import Refused, connect
+from .remote import Refused, connect, paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def start(folder: str, settings: dict[str, Any], package: str, worker: int) -> s
             stdout=log,
             stderr=log,
             cwd=folder,
+            env={**os.environ, **_libraries(settings["libraries"])},
             start_new_session=True,
         )
     end = time.monotonic() + _START_S
@@ -80,3 +81,9 @@ def start(folder: str, settings: dict[str, Any], package: str, worker: int) -> s
         raise Refused(text[text.rindex("HepScale: ") :].strip())
     said = text.strip().splitlines()[-3:]
     raise Refused("\n".join(["the forkserver of this worker does not start", *said]))
+
+
+def _libraries(folders: list[str]) -> dict[str, str]:
+    """Return the variable by which a program finds libraries, if those of `folders` are needed."""
+    name = "LD_LIBRARY_PATH"
+    return {name: paths(*folders, os.environ.get(name, ""))} if folders else {}

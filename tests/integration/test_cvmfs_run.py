@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import os
 import shutil
 import signal
@@ -12,13 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import publisher
 import pytest
+from cvmfs_mounts import served
 from publisher import File, Link
 from support import wait_for
 
@@ -39,11 +37,6 @@ PATH = os.pathsep.join([str(Path(hepscale.__file__).parents[1]), sysconfig.get_p
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """Serve a repository; yield a folder that everybody may enter, with the settings of it."""
@@ -53,18 +46,13 @@ def place() -> Iterator[Path]:
     folder.chmod(0o777)
     site = publisher.publish(folder / "web" / NAME, NAME, TREE)
     (folder / "demo.pub").write_text(site.key)
-    handler = functools.partial(Quiet, directory=str(folder / "web"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with served(folder / "web") as url:
         (folder / "own.conf").write_text(
-            f"CVMFS_SERVER_URL=http://127.0.0.1:{server.server_address[1]}/@fqrn@\n"
+            f"CVMFS_SERVER_URL={url}/@fqrn@\n"
             f"CVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY={folder}/demo.pub\n"
             f"CVMFS_CACHE_BASE={folder}/$USER\n"
         )
         yield folder
-        server.shutdown()
-        thread.join()
     shutil.rmtree(folder)
 
 
@@ -91,7 +79,7 @@ def run(place: Path) -> Run:
     return run
 
 
-def served() -> list[str]:
+def serving() -> list[str]:
     """Return the processes that serve the repository of these tests."""
     found = []
     for one in Path("/proc").glob("[0-9]*/cmdline"):
@@ -106,9 +94,9 @@ def served() -> list[str]:
 
 def gone() -> bool:
     end = time.monotonic() + 10
-    while served() and time.monotonic() < end:
+    while serving() and time.monotonic() < end:
         time.sleep(0.01)
-    return not served()
+    return not serving()
 
 
 def test_a_command_finds_the_repository(run):
@@ -200,7 +188,7 @@ def test_nothing_is_left_of_what_is_killed(place, tmp_path):
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"README\n"
-        assert served()
+        assert serving()
         begun = wait_for(lambda: sleepers(process.pid))
         process.kill()
     assert gone()

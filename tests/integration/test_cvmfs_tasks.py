@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import publisher
 import pytest
+from cvmfs_mounts import served
 from objects import closed
 from packed import calculate
 from publisher import File
@@ -26,12 +25,15 @@ from hepscale.executor import cvmfs, interposer
 pytestmark = pytest.mark.usefixtures("few", "nothing_left")
 
 NAME = "demo.example.org"
-TREE = {"README": File(content=b"read me\n"), "py": {"cvmfs_tool.py": b"ANSWER = 42\n"}}
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+LIBRARY = Path(str(resources.files("awkward_cpp"))) / "lib" / "libawkward-cpu-kernels.so"
+TREE = {
+    "README": File(content=b"read me\n"),
+    "py": {"cvmfs_tool.py": b"ANSWER = 42\n"},
+    "lib": {"libcvmfs_demo.so": LIBRARY.read_bytes()},
+}
+ENGINES = pytest.mark.parametrize(
+    "engine", [{}, {"engine": "workqueue", "workers": Workers("local", cores=2)}]
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +45,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CvmfsConfig]:
     site = publisher.publish(folder / NAME, NAME, TREE)
     key = folder / "demo.pub"
     key.write_text(site.key)
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with served(folder) as url:
         yield CvmfsConfig(
             repositories=[NAME],
-            servers=f"http://127.0.0.1:{server.server_address[1]}/@fqrn@",
+            servers=f"{url}/@fqrn@",
             keys=key,
             proxies="DIRECT",
             cache=str(folder / "cache"),
         )
-        server.shutdown()
-        thread.join()
 
 
-@pytest.mark.parametrize(
-    "engine", [{}, {"engine": "workqueue", "workers": Workers("local", cores=2)}]
-)
+@ENGINES
 def test_data_files_and_modules(config, monkeypatch, engine):
     monkeypatch.syspath_prepend(f"/cvmfs/{NAME}/py")
 
@@ -73,6 +68,24 @@ def test_data_files_and_modules(config, monkeypatch, engine):
     file = f"/cvmfs/{NAME}/py/cvmfs_tool.py"
     assert calculate(work, cvmfs=config, **engine) == [("read me\n", 42, file)] * 3
     assert not Path(f"/cvmfs/{NAME}").exists()
+
+
+@ENGINES
+def test_variables_that_name_paths_there(config, monkeypatch, engine):
+    """As the set-up of a release leaves them; libraries are found before anything is mounted."""
+    top = f"/cvmfs/{NAME}"
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{top}/lib:{top}/lib64")
+    monkeypatch.setenv("PATH", f"{top}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("DEMO_DATA", top)
+
+    def work(item):
+        import ctypes
+
+        ctypes.CDLL("libcvmfs_demo.so")
+        with open(os.path.join(os.environ["DEMO_DATA"], "README")) as file:
+            return file.read(), os.environ["PATH"].split(":").index("/cvmfs/demo.example.org/bin")
+
+    assert calculate(work, cvmfs=config, **engine) == [("read me\n", 1)] * 3
 
 
 def test_a_repository_that_cannot_be_had_ends_the_run(config):

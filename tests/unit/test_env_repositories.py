@@ -190,7 +190,7 @@ def test_distributions_of_a_repository(look, mounts):
         ("lamp", "cvmfs", "a.org"),
         ("shade", "installed", "shade"),
     ]
-    assert needed(found) == {"a.org": ("required by lamp", "analysis.py, line 1: import lamp")}
+    assert needed(found) == {"a.org": ("analysis.py, line 1: import lamp", "required by lamp")}
     assert [one.name for one in found.distributions] == ["shade"]
     assert found.need.imported == ("shade",)
 

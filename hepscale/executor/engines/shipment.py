@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hepscale.executor import interposer
-from hepscale.executor.engines import task_folder, warm
+from hepscale.executor.engines import mounted, task_folder, warm
 from hepscale.executor.engines.queue import QueueFile, apart
 from hepscale.worker import VERSION
 
@@ -92,6 +92,7 @@ class Shipment:
             "spec": task_folder.spec(task, payload="payload", code="code" if task.code else None),
             "inputs": [(one.name, f"inputs/{at}") for at, one in enumerate(task.inputs)],
             "memory_mb": memory_mb,
+            "mounted": mounted.variables(),
             "environ": {
                 **warm.SINGLE_THREADED,
                 "PYTHONNOUSERSITE": "1",

@@ -23,6 +23,7 @@ from hepscale.env.repositories import repository_of
 from hepscale.env.store import drop_damaged
 from hepscale.errors import EngineError, HepScaleError, PackError, RunDirectoryError
 from hepscale.executor import interposer
+from hepscale.executor.engines import mounted
 from hepscale.worker import READY, UNUSABLE, VERSION, scratch
 
 if TYPE_CHECKING:
@@ -247,8 +248,9 @@ def served(
         "preload": preload,
         # a packed interpreter knows where its packages are
         "sys_path": None if environment else _installed_path() or None,
-        "more_path": _mounted_path() if environment else (),
+        "more_path": mounted.path() if environment else (),
         "known": environment.absent if environment else (),
+        "libraries": mounted.variables().get("LD_LIBRARY_PATH", ()),
         **inside,
     }
 
@@ -256,11 +258,6 @@ def served(
 def _installed_path() -> list[str]:
     """Return the folders of ``sys.path`` in which packages are installed."""
     return [entry for entry in sys.path if entry and is_installed(str(Path(entry) / "x"))]
-
-
-def _mounted_path() -> list[str]:
-    """Return the folders of ``sys.path`` in repositories of CVMFS, which are not packed."""
-    return [entry for entry in sys.path if repository_of(entry)]
 
 
 def told_by_stage0(said: str) -> tuple[str, list[str], str, str] | None:
@@ -289,7 +286,9 @@ def worker_environ(prefix: Path | None = None) -> dict[str, str]:
     environ = {**SINGLE_THREADED, **os.environ}
     if prefix is None:
         return environ
-    ours = sys.prefix if sys.prefix not in {"/usr", "/usr/local"} else str(prefix)
+    # one in a repository is packed in part only
+    is_whole = sys.prefix not in {"/usr", "/usr/local"} and not repository_of(sys.prefix)
+    ours = sys.prefix if is_whole else str(prefix)
     # not a folder beside it whose name only begins like this one's
     named = re.compile(rf"(?<![^:=,;\s]){re.escape(ours)}(?=[/:=,;\s]|$)")
     kept = {

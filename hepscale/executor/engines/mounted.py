@@ -1,0 +1,36 @@
+"""What this process takes from repositories of CVMFS: tasks find it at the same places."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hepscale.env.repositories import TOP, repository_of
+
+__all__ = ["path", "variables"]
+
+# Python's own, which `path` answers for, and what names the shell that is running
+_NOT_FOR_TASKS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PWD", "OLDPWD", "_"})
+
+
+def path() -> list[str]:
+    """Return the folders of ``sys.path`` in repositories, which are not packed."""
+    return [entry for entry in sys.path if repository_of(entry)]
+
+
+def variables() -> dict[str, list[str]]:
+    """Return the paths in repositories that variables name, as the set-up of a release does.
+
+    Returns
+    -------
+    dict
+        By variable; of ``LD_LIBRARY_PATH`` and the like those of its paths that lie there.
+    """
+    found = {}
+    for name, value in os.environ.items():
+        paths = [entry for entry in value.split(os.pathsep) if entry]
+        there = [entry for entry in paths if entry.startswith(f"{TOP}/")]
+        # not of an address, nor of a text that happens to name one
+        if there and all(map(os.path.isabs, paths)) and name not in _NOT_FOR_TASKS:
+            found[name] = there
+    return found
