@@ -49,6 +49,26 @@ def as_nobody():
     return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
 
 
+# loads the number of the system call; compares; allows, or acts
+_FILTER = """
+import ctypes, os, platform, struct, sys
+numbers = {"x86_64": (272, 165), "aarch64": (97, 40)}[platform.machine()]
+lines = [(0x20, 0, 0, 0), (0x15, 2, 0, numbers[0]), (0x15, 1, 0, numbers[1])]
+lines += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, int(sys.argv[1]))]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in lines))
+program = struct.pack("HxxxxxxP", len(lines), ctypes.addressof(code))
+library = ctypes.CDLL(None, use_errno=True)
+assert library.prctl(38, 1, 0, 0, 0) == 0 and library.prctl(22, 2, program, 0, 0) == 0
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+_BARE_DEVICES = """
+mount -t tmpfs none /dev
+for one in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m 666 /dev/${one%:*} c 1 ${one#*:}; done
+exec "$@"
+"""
+
+
 def in_chroot(folder):
     """Return the command that runs others as root in a chroot, which shares `folder` with us."""
     need_root()
@@ -63,6 +83,20 @@ def without_namespaces(user=NOBODY):
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]
     return ["unshare", "--user", "--map-root-user", "sh", "-ec", off, "sh", *drop]
+
+
+def filtered(action):
+    """Return the command that runs others under a seccomp filter, as containers have one.
+
+    What would unshare or mount gets `action`: SECCOMP_RET_ERRNO | EPERM, say.
+    """
+    return [SYSTEM_PYTHON, "-I", "-S", "-c", _FILTER, str(action)]
+
+
+def without_fuse():
+    """Return the command that runs others where there is no ``/dev/fuse``."""
+    need_root()
+    return ["unshare", "--mount", "sh", "-ec", _BARE_DEVICES, "sh"]
 
 
 def need_root():
@@ -94,7 +128,7 @@ class Server:
     then one that `scratch.sweep` removes when nobody holds its lock.
     """
 
-    def __init__(self, place, within=(), name="server", worker=None, **wanted):
+    def __init__(self, place, within=(), name="server", worker=None, cvmfs=None, **wanted):
         python, lock = SYSTEM_PYTHON, []
         if worker is None:
             self.folder = place.shared / name
@@ -116,7 +150,7 @@ class Server:
             "preload": ["fractions"],
             "sys_path": [lib, f"{lib}/lib-dynload"],
             "interposer": {"kind": "userns", **wanted},
-            "cvmfs": None,
+            "cvmfs": cvmfs,
         }
         if worker is not None:
             told |= {"manager_pid": worker, "since": proc.since(worker)}

@@ -29,6 +29,7 @@ __all__ = ["Sandbox", "arrange", "reason", "why_not"]
 # says to a forkserver that has started anew what it is in
 _INSIDE = "HEPSCALE_WORLD"
 _PROBE_S = 30.0
+_ENDED = "the system ended what tried it"
 
 
 class Sandbox:
@@ -152,7 +153,7 @@ def why_not(settings: dict[str, Any]) -> str:
     finally:
         os.close(reading)
         _, status = os.waitpid(pid, 0)
-    return text or ("the system ended what tried it, as filters do" if status else "")
+    return text or ("; ".join([_ENDED, *_circumstances()]) if status else "")
 
 
 # -- the world -------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def reason(error: BaseException) -> str:
     return "; ".join([said, *_circumstances(error)])
 
 
-def _circumstances(error: BaseException) -> Iterator[str]:
+def _circumstances(error: BaseException | None = None) -> Iterator[str]:
     number = error.errno if isinstance(error, OSError) else None
     if _read("/proc/sys/user/max_user_namespaces") == "0" or number == errno.ENOSPC:
         yield "user namespaces are switched off (user.max_user_namespaces), or used up"

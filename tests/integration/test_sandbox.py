@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -418,6 +419,36 @@ def test_a_covered_proc_is_a_reason(place):
     with sandboxes.server(place, within, name="covered", kind="auto") as one:
         assert one.ready["interposer"]["kind"] == "none"
         assert "a part of /proc is covered here" in one.ready["interposer"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [(0x50000 | errno.EPERM, "Operation not permitted"), (0x80000000, "the system ended what")],
+    ids=["refuses", "kills"],
+)
+def test_a_seccomp_filter_is_a_reason(place, action, said):
+    with sandboxes.server(place, sandboxes.filtered(action), name="filter", kind="auto") as one:
+        inside = one.ready["interposer"]
+        assert inside["kind"] == "none"
+        assert said in inside["why"]
+        assert "a seccomp filter is in force" in inside["why"]
+        assert one.run("a", "result = 1")[1] == 1
+
+
+@pytest.mark.parametrize("kind", ["auto", "userns"])
+def test_without_fuse_no_repository_can_be_mounted(place, kind):
+    """Unlike a sandbox, which a run that needs none can have there."""
+    within = sandboxes.without_fuse()
+    with sandboxes.server(place, within, name=f"boxed-{kind}", kind=kind) as one:
+        assert one.ready["interposer"]["kind"] == "userns"
+    told = {"repositories": [{"name": "demo.example.org"}], "how": "auto"}
+    one = sandboxes.Server(place, within, name=f"no-fuse-{kind}", kind=kind, cvmfs=told)
+    assert one.connect() is None
+    assert one.close() == hepscale.worker.UNUSABLE
+    said = Path(one.log.name).read_text()
+    assert "/dev/fuse: No such file or directory" in said
+    if kind == "auto":
+        assert "The repository demo.example.org is not there" in said
 
 
 # -- runs ------------------------------------------------------------------------------------------
