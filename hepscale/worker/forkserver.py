@@ -32,7 +32,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
+from . import LONGEST_SOCKET, UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
 from .layout import opened
 from .process import NOTHING_LEFT, TaskProcess
 
@@ -337,11 +337,15 @@ def _not_begun(request: dict[str, Any], why: str) -> dict[str, Any]:
 
 def _listen(folder: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    here = os.getcwd()
-    # by a relative name: the path of a socket may have 107 bytes only
-    os.chdir(folder)
-    listener.bind("s")
-    os.chdir(here)
+    path = os.path.join(folder, "s")
+    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+        # Parrot makes a path absolute, and then cuts it to the length that was given
+        listener.bind(path)
+    else:
+        here = os.getcwd()
+        os.chdir(folder)
+        listener.bind("s")
+        os.chdir(here)
     listener.listen(64)
     return listener
 

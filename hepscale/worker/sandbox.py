@@ -91,9 +91,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
                 # the parent is Parrot, which has the number that was the forkserver's
                 settings["manager_pid"] = os.getppid()
             sandbox = Sandbox("parrot", told["why"])
-            sandbox.repositories = dict.fromkeys(
-                repositories.names(settings.get("cvmfs")), "parrot"
-            )
+            sandbox.repositories = told["cvmfs"]
             return sandbox
         return _prepared(settings, wanted)
     if wanted["kind"] == "none":
@@ -106,7 +104,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
         reasons.append(why)
     program = wanted.get("parrot") or parrot.find()
     if wanted["kind"] == "parrot" or (wanted["kind"] == "auto" and program):
-        why = parrot.why_not(program, wanted)
+        why = parrot.why_not(program, settings, wanted)
         if not why:
             _start_under_parrot(settings, wanted, program, "; ".join(reasons))
         reasons.append(why)
@@ -181,9 +179,12 @@ def _start_under_parrot(
     settings: dict[str, Any], wanted: dict[str, Any], program: str, why: str
 ) -> NoReturn:
     command, environ = parrot.command(program, settings, wanted)
-    inside = json.dumps({"kind": "parrot", "why": why, "prefix": sys.prefix})
+    cvmfs = settings.get("cvmfs")
+    ways = dict.fromkeys(repositories.names(cvmfs), "mounted")
+    ways |= dict.fromkeys(parrot.served(cvmfs), "parrot")
+    told = {"kind": "parrot", "why": why, "prefix": sys.prefix, "cvmfs": ways}
     command += [sys.executable, *sys.orig_argv[1:]]
-    os.execve(program, command, {**os.environ, **environ, _INSIDE: inside})
+    os.execve(program, command, {**os.environ, **environ, _INSIDE: json.dumps(told)})
 
 
 # -- what tasks see of it --------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import tempfile
 
 from . import READY
 
-__all__ = ["hold_environment", "make", "sweep"]
+__all__ = ["hold_environment", "make", "prefix", "sweep"]
 
 _PREFIX = "hepscale"
 
 
-def _prefix() -> str:
+def prefix() -> str:
+    """Return how the names of these folders begin."""
     return f"{_PREFIX}-{os.getuid()}-"
 
 
@@ -45,7 +46,7 @@ def make(parent: str) -> tuple[str, int]:
     lock = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(opened)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    path = os.path.join(parent, _prefix() + os.path.basename(begun).rpartition("-")[2])
+    path = os.path.join(parent, prefix() + os.path.basename(begun).rpartition("-")[2])
     os.rename(begun, path)
     return path, lock
 
@@ -54,7 +55,7 @@ def sweep(parent: str) -> list[str]:
     """Remove the folders of this user below `parent` that belong to nobody; return their paths."""
     removed = []
     with contextlib.suppress(OSError):
-        names = [name for name in os.listdir(parent) if name.startswith(_prefix())]
+        names = [name for name in os.listdir(parent) if name.startswith(prefix())]
         for name in names:
             path = os.path.join(parent, name)
             if _is_stale(path):
