@@ -163,9 +163,13 @@ def _mounts(settings: dict[str, Any], private: str, wanted: dict[str, Any]) -> I
     shown = dict(_shown(settings, wanted))
     yield "/ ENOENT"
     yield from (f"{path} {private}" for path in _PRIVATE)
-    # above what is shown one may pass, and not look around
+    # above what is shown one may pass, and not look around; to remove a folder takes the right to
+    # write in what it lies in
     above = dict.fromkeys(one for path in shown for one in _above(path))
-    yield from (f"{_only(path)} LOCAL x" for path in above if not _inside(path, shown))
+    above = {path: "x" for path in above if not _inside(path, shown)}
+    if (parent := os.path.dirname(settings["dir"])) in above:
+        above[parent] = "wx"
+    yield from (f"{_only(path)} LOCAL {rights}" for path, rights in above.items())
     yield f"{_only('/')} LOCAL rx"
     yield f"{world.ENVIRONMENT} {sys.prefix} rx"
     for path, rights in shown.items():
