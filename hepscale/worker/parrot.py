@@ -13,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
-from . import LONGEST_SOCKET, repositories, scratch, world
+from . import LONGEST_SOCKET, proc, repositories, scratch, world
 from .nursery import DEVICES
 
 TYPE_CHECKING = False
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-__all__ = ["command", "find", "served", "why_not"]
+__all__ = ["command", "end_with_child", "find", "served", "why_not"]
 
 _PROGRAM = "parrot_run"
 _PROBE_S = 20.0
 # to look into repositories, from servers that may have to be given up first
 _REPOSITORIES_S = 60.0
+# how often it is looked whether its first process lives, also until it has begun; how long that may
+# take, and how long it may outlive it
+_LOOK_S, _FIRST_LOOK_S = 0.5, 0.02
+_START_S, _LAST_S = 10.0, 2.0
 _MOUNTS = "parrot-mounts"
 _READY = "hepscale-parrot-works"
 _PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
@@ -153,6 +158,39 @@ def command(
     environ["HTTP_PROXY"] = cvmfs["proxies"]
     # 7.0 looks at the option only
     return [*begin, "-p", cvmfs["proxies"], "--"], environ
+
+
+def end_with_child() -> None:
+    """Have Parrot, which this process is about to become, end with its first process.
+
+    It goes on for as long as anything runs under it, and what runs there cannot kill it: a process
+    of its own does. With Parrot all ends that runs under it.
+    """
+    parrot = os.getpid()
+    since = proc.since(parrot)
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            os.chdir("/")
+            # locks among them
+            os.closerange(0, 65536)
+            _attend(parrot, since)
+    finally:
+        os._exit(0)
+
+
+def _attend(parrot: int, since: str) -> None:
+    until_s, look_s = time.monotonic() + _START_S, _FIRST_LOOK_S
+    while proc.since(parrot) == since:
+        if proc.children(parrot):
+            until_s, look_s = time.monotonic() + _LAST_S, _LOOK_S
+        elif time.monotonic() > until_s:
+            os.kill(parrot, signal.SIGKILL)
+        time.sleep(look_s)
 
 
 # -- what is shown ---------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ def _start_under_parrot(
     ways |= dict.fromkeys(parrot.served(cvmfs), "parrot")
     told = {"kind": "parrot", "why": why, "prefix": sys.prefix, "cvmfs": ways}
     command += [sys.executable, *sys.orig_argv[1:]]
+    parrot.end_with_child()
     os.execve(program, command, {**os.environ, **environ, _INSIDE: json.dumps(told)})
 
 
