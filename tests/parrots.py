@@ -55,7 +55,7 @@ sys.stderr.flush()
 {body}
 os.environ["PARROT_ENABLED"] = "TRUE"
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-code = subprocess.run(command, preexec_fn=begin).returncode
+code = subprocess.run(command, preexec_fn=begin, close_fds=False).returncode
 sys.exit(code if code >= 0 else 128 - code)
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LONGEST_SOCKET", "READY", "UNUSABLE", "VERSION", "Unusable"]
+__all__ = ["READY", "UNUSABLE", "VERSION", "Unusable"]
 
 # HepScale's own; a test compares the two
 VERSION = "0.1.0"
@@ -12,10 +12,6 @@ READY = ".hepscale-ready"
 
 # the exit code of a forkserver where a required sandbox, or a repository, cannot be had
 UNUSABLE = 91
-
-
-# how many bytes the path of a socket may have
-LONGEST_SOCKET = 107
 
 
 class Unusable(Exception):

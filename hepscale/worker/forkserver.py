@@ -32,7 +32,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import LONGEST_SOCKET, UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
+from . import UNUSABLE, VERSION, Unusable, absent, child, chunks, proc, scratch
 from .layout import opened
 from .process import NOTHING_LEFT, TaskProcess
 
@@ -88,7 +88,7 @@ class _Forkserver:
         self.root: str = settings["dir"]
         self.tasks: dict[int, TaskProcess[_Client]] = {}
         self.selector = selectors.DefaultSelector()
-        self.listener = _listen(self.root)
+        self.listener = scratch.listen(self.root, settings.get("listener"))
         self.wakeup, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -333,21 +333,6 @@ def _imported(folder: str) -> list[str]:
 def _not_begun(request: dict[str, Any], why: str) -> dict[str, Any]:
     ended = {"ev": "ended", "id": request["id"], "status": "died", "detail": why}
     return {**ended, "wall_s": 0.0, "cpu_s": 0.0, "memory_mb": 0.0, "left": NOTHING_LEFT}
-
-
-def _listen(folder: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    path = os.path.join(folder, "s")
-    if len(os.fsencode(path)) <= LONGEST_SOCKET:
-        # Parrot makes a path absolute, and then cuts it to the length that was given
-        listener.bind(path)
-    else:
-        here = os.getcwd()
-        os.chdir(folder)
-        listener.bind("s")
-        os.chdir(here)
-    listener.listen(64)
-    return listener
 
 
 def _versions() -> dict[str, str]:

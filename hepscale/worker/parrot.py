@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from . import LONGEST_SOCKET, proc, repositories, scratch, world
+from . import proc, repositories, scratch, world
 from .nursery import DEVICES
 
 TYPE_CHECKING = False
@@ -84,8 +84,6 @@ def _beyond_it(settings: dict[str, Any], wanted: dict[str, Any]) -> str:
     for one in cvmfs.get("repositories", ()):
         if one["name"] in names and (one.get("root_hash") or one.get("tag")):
             return f"Parrot cannot pin a revision of {one['name']}"
-    if len(os.fsencode(settings["dir"])) + 2 > LONGEST_SOCKET:
-        return f"Parrot has no room for a socket in {settings['dir']}"
     odd = [path for path, _ in _shown(settings, wanted) if re.search(r"\s", path)]
     return f"Parrot cannot be told of {odd[0]!r}: a space is in it" if odd else ""
 

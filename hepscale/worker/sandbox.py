@@ -15,7 +15,7 @@ import os
 import select
 import sys
 
-from . import Unusable, cells, parrot, repositories, syscalls, world
+from . import Unusable, cells, parrot, repositories, scratch, syscalls, world
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
                 settings["manager_pid"] = os.getppid()
             sandbox = Sandbox("parrot", told["why"])
             sandbox.repositories = told["cvmfs"]
+            settings["listener"] = told["listener"]
             return sandbox
         return _prepared(settings, wanted)
     if wanted["kind"] == "none":
@@ -182,7 +183,15 @@ def _start_under_parrot(
     cvmfs = settings.get("cvmfs")
     ways = dict.fromkeys(repositories.names(cvmfs), "mounted")
     ways |= dict.fromkeys(parrot.served(cvmfs), "parrot")
-    told = {"kind": "parrot", "why": why, "prefix": sys.prefix, "cvmfs": ways}
+    listener = scratch.listen(settings["dir"]).detach()
+    os.set_inheritable(listener, True)
+    told = {
+        "kind": "parrot",
+        "why": why,
+        "prefix": sys.prefix,
+        "cvmfs": ways,
+        "listener": listener,
+    }
     command += [sys.executable, *sys.orig_argv[1:]]
     parrot.end_with_child()
     os.execve(program, command, {**os.environ, **environ, _INSIDE: json.dumps(told)})

@@ -11,11 +11,12 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 
 from . import READY
 
-__all__ = ["hold_environment", "make", "prefix", "sweep"]
+__all__ = ["hold_environment", "listen", "make", "prefix", "sweep"]
 
 _PREFIX = "hepscale"
 
@@ -85,6 +86,24 @@ def hold_environment(prefix: str) -> int:
         return mark
     os.close(mark)
     return -1
+
+
+def listen(folder: str, made: int | None = None) -> socket.socket:
+    """Return what listens to clients in a folder; `made`: the descriptor of one that does already.
+
+    Parrot lets no process make one by a relative name.
+    """
+    if made is not None:
+        os.set_inheritable(made, False)
+        return socket.socket(fileno=made)
+    listener = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    # by a relative name: the path of a socket may have 107 bytes only
+    os.chdir(folder)
+    listener.bind("s")
+    os.chdir(here)
+    listener.listen(64)
+    return listener
 
 
 def _is_stale(path: str) -> bool:

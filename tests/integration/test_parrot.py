@@ -9,10 +9,16 @@ import subprocess
 import time
 from contextlib import suppress
 
+import analysis
+import packed
 import parrots
 import pytest
+import queues
 import sandboxes
+import support
 
+import hepscale
+from hepscale import Interposer, Workers
 from hepscale.worker import proc, scratch
 
 # tries to write in many places; says where it could
@@ -39,6 +45,8 @@ def place():
         pytest.skip("this system has no Python of its own")
     one = sandboxes.Place()
     yield one
+    # what waits for the next run has variables that name the folder
+    hepscale.shutdown()
     sandboxes.wait_until(lambda: not sandboxes.alive(str(one.folder)))
     one.remove()
 
@@ -140,3 +148,54 @@ def test_its_own_files_go_with_it(place, real, monkeypatch):
         pid = one.process.pid
         assert proc.children(pid) == [one.ready["pid"]]
     assert [path.name for path in place.shared.iterdir()] == ["worker"]
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_path(program, monkeypatch):
+    monkeypatch.setenv("PATH", f"{os.path.dirname(program)}:{os.environ['PATH']}")
+
+
+@queues.needs_worker
+def test_workers_of_work_queue(few, on_path):
+    def work(item):
+        return os.environ["HEPSCALE_TASK"][:0], os.getuid(), 2 * item
+
+    options = {"engine": "workqueue", "workers": Workers(count=1)}
+    found = packed.calculate(work, range(4), interposer="parrot", **options)
+    assert found == [("", os.getuid(), 2 * item) for item in range(4)]
+    assert set(hepscale.last_run().state.interposers) == {"parrot"}
+
+
+def test_the_result_is_the_same(files, on_path):
+    """Absolute paths of a fileset have to be named: what is shown cannot be changed later."""
+    fileset = {"data": files.good}
+    boxed = Interposer("parrot", allow=[os.path.dirname(files.good[0])])
+    found = support.run(analysis.tally, fileset, interposer=boxed, status=True)
+    assert set(hepscale.last_run().state.interposers) == {"parrot"}
+    hepscale.shutdown()
+    assert found == support.run(analysis.tally, fileset, interposer="none")
+
+
+def test_auto_takes_namespaces(files, on_path):
+    support.run(analysis.tally, {"data": files.good[:1]}, interposer="auto", status=True)
+    assert "parrot" not in hepscale.last_run().state.interposers
+
+
+@queues.needs_worker
+def test_one_that_runs_nothing(few, place, monkeypatch):
+    """As today's on today's systems: its own words are the reason, and "auto" does without it."""
+
+    def work(item):
+        return item
+
+    text = "libc.so.6: cannot stat shared object: Error 20"
+    parrots.stand_in(place.shared, f"sys.exit({text!r})")
+    monkeypatch.setenv("PATH", f"{place.shared}:{os.environ['PATH']}")
+    options = {"engine": "workqueue", "workers": Workers(count=1)}
+    error = packed.failing(work, interposer="parrot", **options)
+    assert f"{place.shared}/parrot_run: sh does not run under it: {text}" in str(error)
+    packed.calculate(work, interposer="auto", **options)
+    assert "parrot" not in hepscale.last_run().state.interposers
