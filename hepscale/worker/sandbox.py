@@ -29,6 +29,17 @@ __all__ = ["Sandbox", "arrange", "reason", "why_not"]
 # says to a forkserver that has started anew what it is in
 _INSIDE = "HEPSCALE_WORLD"
 _PROBE_S = 30.0
+# cause and fix where the sandbox that is asked for cannot be had
+_ADVICE = {
+    "userns": (
+        "this machine, or the container that it is, does not let users have one",
+        'HepScaleExecutor(interposer="auto") runs without one where there is none',
+    ),
+    "parrot": (
+        "there is no Parrot for this system's C library and kernel, or it cannot do what is asked",
+        'HepScaleExecutor(interposer="userns"), which needs no Parrot',
+    ),
+}
 
 
 class Sandbox:
@@ -113,8 +124,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
         raise Unusable(
             f"The sandbox {wanted['kind']!r} cannot be had on {os.uname().nodename}.",
             reasons[-1],
-            "this machine, or the container that it is, does not let users have one",
-            'HepScaleExecutor(interposer="auto") runs without one where there is none',
+            *_ADVICE[wanted["kind"]],
         )
     return _nothing(settings, "; ".join(reasons))
 

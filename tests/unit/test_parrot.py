@@ -83,8 +83,9 @@ def test_it_does_not_promise_what_it_cannot_keep(tmp_path, settings):
 
 def test_one_that_is_missing_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Unusable, match="no parrot_run on the PATH"):
+    with pytest.raises(Unusable, match="no parrot_run on the PATH") as caught:
         sandbox.arrange({"dir": str(tmp_path), "interposer": {"kind": "parrot"}})
+    assert 'interposer="userns"' in caught.value.fix
 
 
 # -- what it is told -------------------------------------------------------------------------------
