@@ -64,7 +64,9 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 _BARE_DEVICES = """
 mount -t tmpfs none /dev
-for one in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m 666 /dev/${one%:*} c 1 ${one#*:}; done
+for one in null:3 zero:5 full:7 random:8 urandom:9; do
+  mknod -m 666 /dev/${one%:*} c 1 ${one#*:}
+done
 exec "$@"
 """
 

@@ -61,7 +61,11 @@ def become_task(request: dict[str, Any], parent: int, cell: Cell | None = None) 
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    os.closerange(3, 65536)
+    # one by one, where a kernel or Parrot knows no range, 65,536 of them take seconds
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
     os.chdir(spec["cwd"])
 
 

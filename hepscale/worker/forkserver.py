@@ -91,7 +91,7 @@ class _Forkserver:
         self.root: str = settings["dir"]
         self.tasks: dict[int, TaskProcess[_Client]] = {}
         self.selector = selectors.DefaultSelector()
-        self.listener = _listen(self.root)
+        self.listener = scratch.listen(self.root, settings.get("listener"))
         self.wakeup, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -332,17 +332,6 @@ def _imported(folder: str) -> list[str]:
 def _not_begun(request: dict[str, Any], why: str) -> dict[str, Any]:
     ended = {"ev": "ended", "id": request["id"], "status": "died", "detail": why}
     return {**ended, "wall_s": 0.0, "cpu_s": 0.0, "memory_mb": 0.0, "left": NOTHING_LEFT}
-
-
-def _listen(folder: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    here = os.getcwd()
-    # by a relative name: the path of a socket may have 107 bytes only
-    os.chdir(folder)
-    listener.bind("s")
-    os.chdir(here)
-    listener.listen(64)
-    return listener
 
 
 def _versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ __all__ = ["CELL", "Nursery"]
 # where the root of a task is put together
 CELL = "/hepscale/cell"
 _QUIET = syscalls.MS_NOSUID | syscalls.MS_NODEV
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
 # one file system for all of them, so that one size holds
 _SCRATCH = {"tmp": "/tmp", "var": "/var/tmp", "shm": "/dev/shm"}
@@ -312,7 +312,7 @@ def _place(path: str, *, is_folder: bool) -> str | None:
 
 def _add_devices() -> None:
     os.makedirs(f"{CELL}/dev/shm")
-    for name in _DEVICES:
+    for name in DEVICES:
         # they can be written to all the same; root would change their permissions
         _show(f"/dev/{name}", f"/dev/{name}", writable=False)
     for name, target in _LINKS.items():

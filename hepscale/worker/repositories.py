@@ -79,7 +79,7 @@ def provide(
         One of them cannot be had.
     """
     found, how = Provided(), (cvmfs or {}).get("how", "auto")
-    missing = _missing(cvmfs)
+    missing = missing_of(cvmfs)
     found.ways = dict.fromkeys((one for one in names(cvmfs) if one not in missing), "mounted")
     if not missing:
         return found
@@ -110,7 +110,7 @@ def rehearse(cvmfs: dict[str, Any] | None) -> None:
     OSError
         This process may not, or there is no FUSE.
     """
-    if not _missing(cvmfs) or (cvmfs or {}).get("how") == "mounted":
+    if not missing_of(cvmfs) or (cvmfs or {}).get("how") == "mounted":
         return
     os.mkdir(_TRIED)
     device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -121,7 +121,7 @@ def rehearse(cvmfs: dict[str, Any] | None) -> None:
         os.close(device)
 
 
-def _missing(cvmfs: dict[str, Any] | None) -> list[str]:
+def missing_of(cvmfs: dict[str, Any] | None) -> list[str]:
     """Return the repositories that the machine has not mounted, or is not wanted to have."""
     how = (cvmfs or {}).get("how", "auto")
     return [one for one in names(cvmfs) if how not in ("auto", "mounted") or not _is_mounted(one)]

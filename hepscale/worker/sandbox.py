@@ -15,7 +15,7 @@ import os
 import select
 import sys
 
-from . import Unusable, cells, parrot, repositories, syscalls, world
+from . import Unusable, cells, parrot, repositories, scratch, syscalls, world
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,17 @@ __all__ = ["Sandbox", "arrange", "reason", "why_not"]
 _INSIDE = "HEPSCALE_WORLD"
 _PROBE_S = 30.0
 _ENDED = "the system ended what tried it"
+# cause and fix where the sandbox that is asked for cannot be had
+_ADVICE = {
+    "userns": (
+        "this machine, or the container that it is, does not let users have one",
+        'HepScaleExecutor(interposer="auto") runs without one where there is none',
+    ),
+    "parrot": (
+        "there is no Parrot for this system's C library and kernel, or it cannot do what is asked",
+        'HepScaleExecutor(interposer="userns"), which needs no Parrot',
+    ),
+}
 
 
 class Sandbox:
@@ -92,9 +103,8 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
                 # the parent is Parrot, which has the number that was the forkserver's
                 settings["manager_pid"] = os.getppid()
             sandbox = Sandbox("parrot", told["why"])
-            sandbox.repositories = dict.fromkeys(
-                repositories.names(settings.get("cvmfs")), "parrot"
-            )
+            sandbox.repositories = told["cvmfs"]
+            settings["listener"] = told["listener"]
             return sandbox
         return _prepared(settings, wanted, repositories.Provided(told["cvmfs"]))
     if wanted["kind"] == "none":
@@ -107,7 +117,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
         reasons.append(why)
     program = wanted.get("parrot") or parrot.find()
     if wanted["kind"] == "parrot" or (wanted["kind"] == "auto" and program):
-        why = parrot.why_not(program, wanted)
+        why = parrot.why_not(program, settings, wanted)
         if not why:
             _start_under_parrot(settings, wanted, program, "; ".join(reasons))
         reasons.append(why)
@@ -115,8 +125,7 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
         raise Unusable(
             f"The sandbox {wanted['kind']!r} cannot be had on {os.uname().nodename}.",
             reasons[-1],
-            "this machine, or the container that it is, does not let users have one",
-            'HepScaleExecutor(interposer="auto") runs without one where there is none',
+            *_ADVICE[wanted["kind"]],
         )
     return _nothing(settings, "; ".join(reasons))
 
@@ -184,9 +193,21 @@ def _start_under_parrot(
     settings: dict[str, Any], wanted: dict[str, Any], program: str, why: str
 ) -> NoReturn:
     command, environ = parrot.command(program, settings, wanted)
-    inside = json.dumps({"kind": "parrot", "why": why, "prefix": sys.prefix})
+    cvmfs = settings.get("cvmfs")
+    ways = dict.fromkeys(repositories.names(cvmfs), "mounted")
+    ways |= dict.fromkeys(parrot.served(cvmfs), "parrot")
+    listener = scratch.listen(settings["dir"]).detach()
+    os.set_inheritable(listener, True)
+    told = {
+        "kind": "parrot",
+        "why": why,
+        "prefix": sys.prefix,
+        "cvmfs": ways,
+        "listener": listener,
+    }
     command += [sys.executable, *sys.orig_argv[1:]]
-    os.execve(program, command, {**os.environ, **environ, _INSIDE: inside})
+    parrot.end_with_child()
+    os.execve(program, command, {**os.environ, **environ, _INSIDE: json.dumps(told)})
 
 
 # -- what tasks see of it --------------------------------------------------------------------------

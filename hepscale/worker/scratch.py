@@ -11,16 +11,18 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 
 from . import READY
 
-__all__ = ["hold_environment", "make", "sweep"]
+__all__ = ["hold_environment", "listen", "make", "prefix", "sweep"]
 
 _PREFIX = "hepscale"
 
 
-def _prefix() -> str:
+def prefix() -> str:
+    """Return how the names of these folders begin."""
     return f"{_PREFIX}-{os.getuid()}-"
 
 
@@ -45,7 +47,7 @@ def make(parent: str) -> tuple[str, int]:
     lock = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(opened)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    path = os.path.join(parent, _prefix() + os.path.basename(begun).rpartition("-")[2])
+    path = os.path.join(parent, prefix() + os.path.basename(begun).rpartition("-")[2])
     os.rename(begun, path)
     return path, lock
 
@@ -54,7 +56,7 @@ def sweep(parent: str) -> list[str]:
     """Remove the folders of this user below `parent` that belong to nobody; return their paths."""
     removed = []
     with contextlib.suppress(OSError):
-        names = [name for name in os.listdir(parent) if name.startswith(_prefix())]
+        names = [name for name in os.listdir(parent) if name.startswith(prefix())]
         for name in names:
             path = os.path.join(parent, name)
             if _is_stale(path):
@@ -84,6 +86,24 @@ def hold_environment(prefix: str) -> int:
         return mark
     os.close(mark)
     return -1
+
+
+def listen(folder: str, made: int | None = None) -> socket.socket:
+    """Return what listens to clients in a folder; `made`: the descriptor of one that does already.
+
+    Parrot lets no process make one by a relative name.
+    """
+    if made is not None:
+        os.set_inheritable(made, False)
+        return socket.socket(fileno=made)
+    listener = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    # by a relative name: the path of a socket may have 107 bytes only
+    os.chdir(folder)
+    listener.bind("s")
+    os.chdir(here)
+    listener.listen(64)
+    return listener
 
 
 def _is_stale(path: str) -> bool:

@@ -11,13 +11,14 @@ from . import nursery, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["ENVIRONMENT", "enter", "start_nursery"]
+__all__ = ["ENVIRONMENT", "SYSTEM", "allowed", "enter", "start_nursery", "visible"]
 
 ENVIRONMENT = "/hepscale/environment"
 _READY = "/hepscale/shown"
-_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "gnu")
+SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "gnu")
 _CONTROL_GROUPS = "/proc/sys/user/max_cgroup_namespaces"
 # a folder that is there on any machine, and not at the top: the new root is put together on it
 _WORKSHOPS = ("/usr/share", "/usr/bin", "/var/tmp")
@@ -118,7 +119,7 @@ def start_nursery(settings: dict[str, Any], wanted: dict[str, Any]) -> nursery.N
     """
     links: dict[str, str] = {}
     shown: list[tuple[str, str]] = []
-    for path in _visible(settings):
+    for path in visible(settings):
         ready = f"{_READY}/{len(shown)}"
         if _make_ready(path, ready):
             # a mount that the machine makes later comes along
@@ -126,17 +127,15 @@ def start_nursery(settings: dict[str, Any], wanted: dict[str, Any]) -> nursery.N
             if path != "/cvmfs":
                 syscalls.propagate(ready, syscalls.MS_PRIVATE)
             shown.append((path, ready))
-    for name in _SYSTEM:
+    for name in SYSTEM:
         if os.path.islink(f"/{name}"):
             links[name] = os.readlink(f"/{name}").lstrip("/")
-    for text in wanted.get("allow", ()):
-        path, writable = (text[:-3], True) if text.endswith(":rw") else (text, False)
-        for name in dict.fromkeys((os.path.realpath(path), os.path.normpath(path))):
-            ready = f"{_READY}/{len(shown)}"
-            if _make_ready(name, ready):
-                if not writable:
-                    syscalls.read_only(ready)
-                shown.append((name, ready))
+    for name, writable in allowed(wanted):
+        ready = f"{_READY}/{len(shown)}"
+        if _make_ready(name, ready):
+            if not writable:
+                syscalls.read_only(ready)
+            shown.append((name, ready))
     return nursery.Nursery(
         shown,
         links,
@@ -145,10 +144,10 @@ def start_nursery(settings: dict[str, Any], wanted: dict[str, Any]) -> nursery.N
     )
 
 
-def _visible(settings: dict[str, Any]) -> list[str]:
+def visible(settings: dict[str, Any]) -> list[str]:
     """Return what every task sees: system, environment, this package, repositories."""
     here = os.path.dirname(os.path.abspath(__file__))
-    wanted = [f"/{name}" for name in _SYSTEM if not os.path.islink(f"/{name}")]
+    wanted = [f"/{name}" for name in SYSTEM if not os.path.islink(f"/{name}")]
     wanted += [ENVIRONMENT, "/cvmfs", here, sys.prefix, sys.base_prefix, sys.exec_prefix]
     wanted += settings.get("sys_path") or sys.path
     # programs ask for it by its name in /etc, which may be a link to elsewhere
@@ -162,6 +161,14 @@ def _visible(settings: dict[str, Any]) -> list[str]:
             if path.startswith("/") and name != "/" and not inside:
                 found.append(name)
     return found
+
+
+def allowed(wanted: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Yield the paths that tasks see besides, under each of their names, and whether to write."""
+    for text in wanted.get("allow", ()):
+        path = text.removesuffix(":rw")
+        for name in dict.fromkeys((os.path.realpath(path), os.path.normpath(path))):
+            yield name, text != path
 
 
 def _make_ready(path: str, ready: str) -> bool:

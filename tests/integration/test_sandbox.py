@@ -377,19 +377,6 @@ def test_older_kernels_make_mounts_read_only_one_by_one(place):
     assert {"ro", "nosuid", "nodev"} <= set(flags["/cvmfs"])
 
 
-def test_under_parrot(place):
-    """A program that stands for it, and hides nothing, runs the forkserver as its child."""
-    program = place.shared / "parrot_run"
-    options = 'while [ "$1" != -- ]; do shift; done; shift'
-    program.write_text(f'#!/bin/sh\n{options}\n"$@"\n')
-    program.chmod(0o755)
-    with sandboxes.server(place, name="parrot", kind="parrot", parrot=str(program)) as one:
-        assert one.ready["interposer"]["kind"] == "parrot"
-        assert one.ready["pid"] != one.process.pid
-        ended, found = one.run("a", "result = 1")
-        assert (ended["status"], found) == ("done", 1)
-
-
 # -- where it cannot be had ------------------------------------------------------------------------
 
 

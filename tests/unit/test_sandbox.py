@@ -1,12 +1,8 @@
-"""Interposers: what may be asked for, what workers are told, what is said of failures; Parrot."""
+"""Interposers: what may be asked for, what workers are told, what is said of failures."""
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,7 @@ from hepscale.executor import interposer
 from hepscale.executor.failures import describe
 from hepscale.executor.task import Chunk, ChunkKey, Task, TaskEnded, TaskId
 from hepscale.view.state import RunState, apply
-from hepscale.worker import Unusable, parrot, repositories, sandbox, syscalls
+from hepscale.worker import Unusable, repositories, sandbox, syscalls
 
 # -- settings --------------------------------------------------------------------------------------
 
@@ -245,96 +241,6 @@ def test_what_a_system_call_refuses_is_an_error(tmp_path):
     with pytest.raises(OSError, match="umount") as caught:
         syscalls.unmount(str(tmp_path))
     assert caught.value.filename == str(tmp_path)
-
-
-# -- Parrot ----------------------------------------------------------------------------------------
-
-
-def program(tmp_path, body):
-    """Write a program that stands for ``parrot_run``."""
-    path = tmp_path / "parrot_run"
-    path.write_text(f'#!/bin/sh\n[ "$1" = -- ] && shift\n{body}\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-NETWORK = {"network": True, "writes": "folder"}
-
-
-def test_parrot_is_used_only_if_it_runs_programs(tmp_path):
-    assert parrot.why_not(program(tmp_path, 'exec "$@"'), NETWORK) == ""
-    assert "not run under it: no ELF" in parrot.why_not(
-        program(tmp_path, "echo no ELF >&2; exit 127"), NETWORK
-    )
-    # a shell, but no program that loads libraries
-    only_shell = program(tmp_path, 'case "$1" in sh) exec "$@";; *) exit 1;; esac')
-    assert f"{sys.executable} does not run under it: exit code 1" in parrot.why_not(
-        only_shell, NETWORK
-    )
-    assert "no parrot_run" in parrot.why_not("", NETWORK)
-    assert "No such file" in parrot.why_not(str(tmp_path / "none"), NETWORK)
-
-
-def test_parrot_that_hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr(parrot, "_PROBE_S", 0.2)
-    assert "hangs" in parrot.why_not(program(tmp_path, "exec sleep 60"), NETWORK)
-
-
-def test_parrot_does_not_promise_what_it_cannot_keep(tmp_path):
-    good = program(tmp_path, 'exec "$@"')
-    assert "cuts the network" in parrot.why_not(good, {"network": False})
-    assert "cuts the network" in parrot.why_not(good, {"writes": "outputs"})
-
-
-def test_the_command_of_parrot(tmp_path):
-    servers = ["http://a/cvmfs/r.example.org", "http://b/cvmfs/r.example.org"]
-    settings = {
-        "dir": str(tmp_path),
-        "cvmfs": {
-            "repositories": [{"name": "r.example.org", "servers": servers, "keys": ["PEM"]}],
-            "proxies": "http://squid:3128",
-            "alien_cache": "/alien",
-        },
-    }
-    command, environ = parrot.command("/bin/parrot_run", settings, {"allow": ["/data", "/out:rw"]})
-    mounts, private = tmp_path / "parrot-mounts", tmp_path / "parrot-tmp"
-    assert command == ["/bin/parrot_run", "-m", str(mounts), "-M", f"/tmp={private}", "--"]
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    lines = mounts.read_text().splitlines()
-    assert {"/home DENY", "/data /data rx", "/out /out rwx", f"/var/tmp {private}"} <= set(lines)
-    key = tmp_path / "parrot-keys" / "r.example.org-0.pub"
-    assert key.read_text() == "PEM"
-    assert environ == {
-        "PARROT_CVMFS_REPO": f"r.example.org:pubkey={key},url={';'.join(servers)}",
-        "PARROT_CVMFS_ALIEN_CACHE": "/alien",
-        "HTTP_PROXY": "http://squid:3128",
-    }
-
-
-def test_parrot_starts_the_forkserver_again(tmp_path, monkeypatch):
-    """The program that stands for it runs what it is given, and shows all that there is."""
-    calls = []
-    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call) or exec_ends())
-
-    def exec_ends():
-        raise SystemExit
-
-    good = program(tmp_path, 'exec "$@"')
-    settings = {"dir": str(tmp_path), "interposer": {"kind": "parrot", "parrot": good}}
-    with pytest.raises(SystemExit):
-        sandbox.arrange(settings)
-    ((path, command, environ),) = calls
-    assert (path, command[0], command[-len(sys.orig_argv) :][0]) == (good, good, sys.executable)
-    monkeypatch.setenv("HEPSCALE_WORLD", environ["HEPSCALE_WORLD"])
-    found = sandbox.arrange(settings)
-    assert (found.kind, found.nursery, settings["manager_pid"]) == ("parrot", None, os.getppid())
-    assert json.dumps(found.told())
-
-
-def test_parrot_that_is_missing_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Unusable, match="no parrot_run on the PATH"):
-        sandbox.arrange({"dir": str(tmp_path), "interposer": {"kind": "parrot"}})
 
 
 def test_a_repository_that_is_not_there(tmp_path):
