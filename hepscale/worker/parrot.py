@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 
-from . import repositories
+from . import clients
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,5 +104,5 @@ def _mounts(folder: str, private: str, wanted: dict[str, Any]) -> list[str]:
 
 def _repository(one: dict[str, Any], folder: str) -> str:
     """Return how Parrot is told of a repository: ``NAME:pubkey=...,url=...``."""
-    keys = ":".join(repositories.write_keys(one, os.path.join(folder, "parrot-keys")))
+    keys = ":".join(clients.write_keys(one, os.path.join(folder, "parrot-keys")))
     return f"{one['name']}:pubkey={keys},url={';'.join(one['servers'])}"
