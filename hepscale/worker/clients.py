@@ -190,9 +190,11 @@ def _room(cvmfs: dict[str, Any], folder: str, name: str) -> tuple[str, int]:
 
 def _is_private(top: str) -> bool:
     """Make a folder for caches, which are believed; False: others may write there."""
+    above = os.path.dirname(top)
     try:
+        # one by one: the first is a folder of our own client too, which wants it to be private
+        os.makedirs(above, mode=0o700, exist_ok=True)
         os.makedirs(top, mode=0o700, exist_ok=True)
-        above = os.path.dirname(top)
         folders = [os.stat(above), os.stat(top)]
         # or it leads elsewhere tomorrow
         owners = {one.st_uid for one in (*folders, os.lstat(above), os.lstat(top))}
@@ -276,6 +278,6 @@ def _write(path: str, text: str) -> str:
 def _said(log: str) -> str:
     """Return what it has said last."""
     with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as stream:
-        lines = [_STAMP.sub("", line).strip() for line in stream if line.strip()]
-        return "; ".join(dict.fromkeys(lines[-_SAID_LINES:]))
+        lines = dict.fromkeys(_STAMP.sub("", line).strip() for line in stream if line.strip())
+        return "; ".join([*lines][-_SAID_LINES:])
     return ""

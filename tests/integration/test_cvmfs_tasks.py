@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,38 +86,82 @@ def test_a_repository_that_cannot_be_had_ends_the_run(config):
 
 
 CLIENT = """\
-import json, os, sys
+import fcntl, json, os, shlex, sys
 sys.path.insert(0, {top!r})
 from hepscale.worker import repositories
-foreground, option, config, name, target = sys.argv[1:]
+foreground, option, given, name, target = sys.argv[1:]
 assert (foreground, option, name) == ("-f", "-o", {name!r}), sys.argv
-assert open(config.removeprefix("config=")).read().count("CVMFS_") > 8
-print("asked", file=open({asked!r}, "a"))
+config, *more = given.removeprefix("config=").split(",")
+assert more == ["disable_watchdog"], "its watchdog would be ended with what tasks have left"
+lines = (line.strip().partition("=") for line in open(config))
+said = {{key: "".join(shlex.split(value)) for key, _, value in lines}}
+print("CernVM-FS: loading Fuse module...")
+# it waits for another that has the same cache
+room = said["CVMFS_CACHE_BASE"] + "/" + name
+os.makedirs(room, exist_ok=True)
+fcntl.flock(os.open(room + "/lock." + name, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
 {then}
 """
-# what stands for the client of CVMFS, which is not to be had here, mounts by way of ours
+# what stands for the client of CVMFS, where it is not to be had, mounts by way of ours
 MOUNTS = """\
 found = repositories.Provided()
 repositories._run_ours(json.load(open({told!r})), name, found)
 os.waitpid(*found.processes, 0)
 """
+FAILS = """\
+print(f"Sun Nov 22 16:49:50 2026 ({name}) no such tag", file=open(said["CVMFS_USYSLOG"], "a"))
+sys.exit("no such tag (22 - history init failure)")
+"""
+ENGINES = {
+    "local": {},
+    "two workers": {"engine": "workqueue", "workers": Workers("local", cores=1, count=2)},
+}
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, works):
+def put_client(folder, config, monkeypatch, *, works):
+    """Have a client on the PATH: the real one where there is one and it has to work."""
+    if works and shutil.which("cvmfs2"):
+        return
     table = {**config.table(), "repositories": [NAME]}
     told = cvmfs.for_workers(load_settings(cvmfs=table).cvmfs)
-    (tmp_path / "told").write_text(json.dumps(told))
-    then = MOUNTS.format(told=str(tmp_path / "told")) if works else "sys.exit('no server')"
-    code = CLIENT.format(
-        top=str(Path(hepscale.__file__).parents[1]), name=NAME, asked=f"{tmp_path}/asked", then=then
-    )
-    program = tmp_path / "bin" / "cvmfs2"
+    (folder / "told").write_text(json.dumps(told))
+    top = str(Path(hepscale.__file__).parents[1])
+    then = MOUNTS.format(told=str(folder / "told")) if works else FAILS
+    program = folder / "bin" / "cvmfs2"
     program.parent.mkdir()
+    code = CLIENT.format(top=top, name=NAME, then=then)
     program.write_text(f"#!{sys.executable}\n{code}")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, engine):
+    put_client(tmp_path, config, monkeypatch, works=True)
     # a warm worker has its repositories already
+    hepscale.shutdown()
+    ways = []
+    monkeypatch.setattr(interposer, "interposed", told_by(ways))
+
+    def work(item):
+        import os
+        import time
+
+        with open("/cvmfs/demo.example.org/README") as file:
+            text = file.read()
+        # so that the other worker has something to do
+        time.sleep(1)
+        return text, os.path.exists("/cvmfs/demo.example.org/py/cvmfs_tool.py")
+
+    only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
+    options = {"environment": None, **ENGINES[engine]}
+    assert calculate(work, range(4), cvmfs=only, **options) == [("read me\n", True)] * 4
+    assert set(ways) == {"cvmfs2"}
+    hepscale.shutdown()
+
+
+def test_the_client_that_the_machine_has_and_that_does_not_mount(config, monkeypatch, tmp_path):
+    put_client(tmp_path, config, monkeypatch, works=False)
     hepscale.shutdown()
     ways = []
     monkeypatch.setattr(interposer, "interposed", told_by(ways))
@@ -126,12 +171,13 @@ def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, works):
             return file.read()
 
     assert calculate(work, cvmfs=config, environment=None) == ["read me\n"] * 3
-    assert set(ways) == {"cvmfs2" if works else "client"}
-    assert (tmp_path / "asked").read_text() == "asked\n"
-    if not works:
-        only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
-        with pytest.raises(HepScaleError, match="cannot be mounted by cvmfs2"):
-            calculate(work, cvmfs=only, environment=None)
+    assert set(ways) == {"client"}
+    (note,) = hepscale.last_run().state.notices
+    assert f"{NAME}: not mounted by {tmp_path}/bin/cvmfs2: no such tag" in note
+    only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
+    with pytest.raises(HepScaleError, match="cannot be mounted by cvmfs2") as caught:
+        calculate(work, cvmfs=only, environment=None)
+    assert "no such tag" in str(caught.value)
 
 
 def told_by(ways):
@@ -146,7 +192,7 @@ def told_by(ways):
 
 def test_an_older_revision_is_told_of(config, tmp_path):
     """Nobody answers: what is in the cache is used, and the run says so."""
-    table = {**config.table(), "servers": f"http://{closed()}/@fqrn@"}
+    table = {**config.table(), "servers": f"http://{closed()}/@fqrn@", "how": "client"}
 
     def work(item):
         with open("/cvmfs/demo.example.org/README") as file:

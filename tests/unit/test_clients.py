@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 
 import pytest
@@ -91,6 +92,8 @@ def test_clients_of_two_workers_have_caches_of_their_own(tmp_path, monkeypatch):
         room, lock = clients._room(told, str(tmp_path), "r.example.org")
         held.callback(os.close, lock)
         assert room == f"{tmp_path}/cache/cvmfs2/0"
+        # that of our own client, which refuses what others may open
+        assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
         _, said = refused(told, tmp_path / "a")
         assert said[-2] == f"{tmp_path}/cache/cvmfs2/1"
         # they share a folder with that of another repository
