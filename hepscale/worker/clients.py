@@ -34,6 +34,7 @@ _DEFAULTS = {"CVMFS_PROXY_RESET_AFTER": 300, "CVMFS_HOST_RESET_AFTER": 1800}
 # time and repository, before what it has to say
 _STAMP = re.compile(r"^.*? \([^()]*\) ")
 _SAID_LINES = 2
+_OFFLINE = "offline mode"
 
 
 class Refused(Exception):
@@ -56,8 +57,8 @@ class Client:
 
     def mount(
         self, one: dict[str, Any], cvmfs: dict[str, Any], folder: str, target: str
-    ) -> subprocess.Popen[bytes]:
-        """Mount a repository; return the process that serves it.
+    ) -> tuple[subprocess.Popen[bytes], str]:
+        """Mount a repository; return the process that serves it, and what is to be said of it.
 
         Parameters
         ----------
@@ -104,7 +105,7 @@ class Client:
         while process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(OSError):
                 if os.stat(target).st_dev != before:
-                    return process
+                    return process, _offline(log)
             time.sleep(0.01)
         process.kill()
         code = process.wait()
@@ -277,7 +278,19 @@ def _write(path: str, text: str) -> str:
 
 def _said(log: str) -> str:
     """Return what it has said last."""
+    return "; ".join(_lines(log)[-_SAID_LINES:])
+
+
+def _offline(log: str) -> str:
+    """Return why it uses what its cache has; empty: it does not."""
+    lines = _lines(log)
+    at = next((at for at, line in enumerate(lines) if _OFFLINE in line), None)
+    return "" if at is None else f"{PROGRAM}: {'; '.join(lines[max(at - 1, 0) : at + 1])}"
+
+
+def _lines(log: str) -> list[str]:
+    """Return what it has said, each once."""
     with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as stream:
-        lines = dict.fromkeys(_STAMP.sub("", line).strip() for line in stream if line.strip())
-        return "; ".join([*lines][-_SAID_LINES:])
-    return ""
+        said = (_STAMP.sub("", line).strip() for line in stream)
+        return [*dict.fromkeys(line for line in said if line)]
+    return []

@@ -230,10 +230,12 @@ def _run_theirs(
 ) -> str:
     """Mount a repository by the client that the machine has; return why it did not, or nothing."""
     try:
-        process = client.mount(one, cvmfs, folder, f"{_TOP}/{one['name']}")
+        process, notice = client.mount(one, cvmfs, folder, f"{_TOP}/{one['name']}")
     except clients.Refused as refused:
         return str(refused)
     found.processes.add(process.pid)
+    if notice:
+        found.notices.append(f"{one['name']}: {notice}")
     return ""
 
 

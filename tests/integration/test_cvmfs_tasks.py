@@ -102,6 +102,10 @@ os.makedirs(room, exist_ok=True)
 fcntl.flock(os.open(room + "/lock." + name, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
 {then}
 """
+OFFLINE = """\
+with open(said["CVMFS_USYSLOG"], "a") as log:
+    log.write(f"Sun Nov 22 16:49:50 2026 ({name}) warning, entering offline mode\\n")
+"""
 # what stands for the client of CVMFS, where it is not to be had, mounts by way of ours
 MOUNTS = """\
 found = repositories.Provided()
@@ -112,23 +116,26 @@ FAILS = """\
 print(f"Sun Nov 22 16:49:50 2026 ({name}) no such tag", file=open(said["CVMFS_USYSLOG"], "a"))
 sys.exit("no such tag (22 - history init failure)")
 """
+REAL = shutil.which("cvmfs2")
 ENGINES = {
     "local": {},
     "two workers": {"engine": "workqueue", "workers": Workers("local", cores=1, count=2)},
 }
 
 
-def put_client(folder, config, monkeypatch, *, works):
+def put_client(folder, config, monkeypatch, *, works, offline=False):
     """Have a client on the PATH: the real one where there is one and it has to work."""
-    if works and shutil.which("cvmfs2"):
+    if works and REAL:
         return
     table = {**config.table(), "repositories": [NAME]}
     told = cvmfs.for_workers(load_settings(cvmfs=table).cvmfs)
     (folder / "told").write_text(json.dumps(told))
     top = str(Path(hepscale.__file__).parents[1])
     then = MOUNTS.format(told=str(folder / "told")) if works else FAILS
+    if offline:
+        then = OFFLINE + then
     program = folder / "bin" / "cvmfs2"
-    program.parent.mkdir()
+    program.parent.mkdir(exist_ok=True)
     code = CLIENT.format(top=top, name=NAME, then=then)
     program.write_text(f"#!{sys.executable}\n{code}")
     program.chmod(0o755)
@@ -190,14 +197,21 @@ def told_by(ways):
     return interposed
 
 
-def test_an_older_revision_is_told_of(config, tmp_path):
+@pytest.mark.parametrize("how", ["client", "cvmfs2"])
+def test_an_older_revision_is_told_of(config, tmp_path, monkeypatch, how):
     """Nobody answers: what is in the cache is used, and the run says so."""
-    table = {**config.table(), "servers": f"http://{closed()}/@fqrn@", "how": "client"}
 
     def work(item):
         with open("/cvmfs/demo.example.org/README") as file:
             return file.read()
 
-    assert calculate(work, cvmfs=CvmfsConfig(**table), environment=None) == ["read me\n"] * 3
+    for offline in (False, True):
+        servers = f"http://{closed()}/@fqrn@" if offline else config.servers
+        given = CvmfsConfig(**{**config.table(), "servers": servers, "how": how})
+        if how == "cvmfs2":
+            put_client(tmp_path, given, monkeypatch, works=True, offline=offline)
+        hepscale.shutdown()
+        assert calculate(work, cvmfs=given, environment=None) == ["read me\n"] * 3
     (note,) = hepscale.last_run().state.notices
-    assert f"{NAME}: No server" in note or "cache has kept" in note
+    assert note.startswith(f"{NAME}: ")
+    assert "No server" in note or "cache has kept" in note or "offline mode" in note
