@@ -23,6 +23,7 @@ __all__ = ["Provided", "names", "provide", "rehearse"]
 _TOP = "/cvmfs"
 _BEGUN, _TRIED = "/hepscale/cvmfs", "/hepscale/cvmfs-tried"
 _DEVICE = "/dev/fuse"
+_ONLY_TASKS = "it is only asked for what tasks need"
 _FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
@@ -32,7 +33,8 @@ class Provided:
     Attributes
     ----------
     ways
-        "mounted" by the machine, "cvmfs2", its client, or "client", ours; by repository.
+        "mounted" by the machine, "cvmfs2", its client (`clients`), or "client", ours; by
+        repository.
     notices
         What is to be said of them.
     processes
@@ -83,7 +85,9 @@ def provide(
         name = one["name"]
         if name not in missing:
             continue
-        why = _run_theirs(theirs, one, cvmfs, folder, found) if theirs else clients.NONE
+        why = clients.NONE if folder else _ONLY_TASKS
+        if theirs:
+            why = _run_theirs(theirs, one, cvmfs, folder, found)
         if not why:
             found.ways[name] = clients.PROGRAM
         elif how == clients.PROGRAM:
