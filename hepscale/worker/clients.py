@@ -284,8 +284,9 @@ def _said(log: str) -> str:
 def _offline(log: str) -> str:
     """Return why it uses what its cache has; empty: it does not."""
     lines = _lines(log)
-    at = next((at for at, line in enumerate(lines) if _OFFLINE in line), None)
-    return "" if at is None else f"{PROGRAM}: {'; '.join(lines[max(at - 1, 0) : at + 1])}"
+    told = [line for line in lines if _OFFLINE in line]
+    reasons = [line for line in lines if line.startswith("failed")]
+    return f"{PROGRAM}: {'; '.join([*reasons[-1:], *told[-1:]])}" if told else ""
 
 
 def _lines(log: str) -> list[str]:
