@@ -80,9 +80,9 @@ class Client:
         os.makedirs(f"{folder}/run", mode=0o700, exist_ok=True)
         before = os.stat(target).st_dev
         room, lock = _room(cvmfs, folder, one["name"])
-        config = _write_configuration(one, cvmfs, folder, room)
         log = f"{folder}/log"
         try:
+            config = _write_configuration(one, cvmfs, folder, room)
             with open(log, "ab") as output:
                 process = subprocess.Popen(
                     # the watchdog is a process of its own, and whoever ends it ends the client
@@ -98,7 +98,7 @@ class Client:
                     preexec_fn=proc.die_with_parent,
                 )  # fmt: skip
         except OSError as error:
-            raise Refused(f"{self.program}: {error.strerror}") from None
+            raise Refused(f"{error.filename or self.program}: {error.strerror}") from None
         finally:
             os.close(lock)
         end = time.monotonic() + _MOUNTED_S
