@@ -83,20 +83,10 @@ class Client:
         log = f"{folder}/log"
         try:
             config = _write_configuration(one, cvmfs, folder, room)
-            with open(log, "ab") as output:
-                process = subprocess.Popen(
-                    # the watchdog is a process of its own, and whoever ends it ends the client
-                    [self.program, "-f", "-o", f"config={config},disable_watchdog", one["name"],
-                     target],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    # links that depend on variables take them from there; in the configuration
-                    # those that a site's client here was given would rule
-                    env={**os.environ, **cvmfs["variables"], **self._environ},
-                    pass_fds=(lock,),
-                    preexec_fn=proc.die_with_parent,
-                )  # fmt: skip
+            # the watchdog is a process of its own, and whoever ends it ends the client
+            options = f"config={config},disable_watchdog"
+            command = [self.program, "-f", "-o", options, one["name"], target]
+            process = self._start(command, cvmfs["variables"], log, lock)
         except OSError as error:
             raise Refused(f"{error.filename or self.program}: {error.strerror}") from None
         finally:
@@ -112,6 +102,23 @@ class Client:
         with contextlib.suppress(OSError):
             syscalls.unmount(target)
         raise Refused(_said(log) or f"{self.program}: exit code {code}")
+
+    def _start(
+        self, command: list[str], variables: dict[str, str], log: str, lock: int
+    ) -> subprocess.Popen[bytes]:
+        with open(log, "ab") as output:
+            output.truncate(0)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # links that depend on variables take them from there; in the configuration those
+                # that a site's client here was given would rule
+                env={**os.environ, **variables, **self._environ},
+                pass_fds=(lock,),
+                preexec_fn=proc.die_with_parent,
+            )
 
 
 def find(folder: str) -> Client | None:
