@@ -66,7 +66,7 @@ def test_what_the_client_of_cvmfs_is_told(tmp_path, monkeypatch):
         f"{tmp_path}/cache/cvmfs2/0",
     ]
     # one that can be written is filled
-    _, said = refused(cvmfs(alien_cache=str(tmp_path)), tmp_path / "b")
+    _, said = refused(cvmfs(alien_cache=str(tmp_path), cache=f"{tmp_path}/own"), tmp_path / "b")
     assert said[1] == f"2 -1 {tmp_path} "
 
 
@@ -156,7 +156,9 @@ def test_the_client_that_cvmfsexec_brings_along(tmp_path, monkeypatch, form):
         assert found is None
         return
     assert found.program == str(dist / "usr/bin/cvmfs2")
-    _, said = refused(cvmfs(), tmp_path / "a") if form != "file" else (None, None)
+    _, said = (
+        refused(cvmfs(cache=f"{tmp_path}/own"), tmp_path / "a") if form != "file" else (None, None)
+    )
     libraries = f"{dist}/usr/lib64"
     assert said is None or said[0] == f"{libraries}:{dist}/lib64 {libraries}"
     if form == "file":
