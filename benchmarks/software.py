@@ -1,5 +1,7 @@
 """Software from CVMFS, mounted by the worker's own client, beside a copy on a local disk.
 
+Where this machine has a client of CVMFS, ``cvmfs2``, it is measured beside such a copy as well.
+
 The repository is the one in ``../shared/data`` (or the folder that ``HEPSCALE_TEST_DATA`` names),
 else one like it that is published for the purpose. A web server of Python's serves it here.
 """
@@ -30,6 +32,7 @@ __all__ = ["software"]
 _CHECKOUT = Path(__file__).parents[1]
 _TESTS = _CHECKOUT / "tests"
 _NAME = "hepscale.example.org"
+_PEER = "cvmfs2"
 _COMMAND = (sys.executable, "-c", "from benchmarks.software import main; main()")
 _MOST = {"cat": 1.5, "find": 4.0, "import": 3.0}
 _MOST_COLD_IMPORT = 12.0
@@ -99,13 +102,30 @@ def _lines(rounds: Rounds) -> list[Line]:
 
     what = {"import": f"import of {_MODULES} modules", "find": "find over 5,000 names"}
     what["cat"] = "cat of a file of 33.5 MB"
-    return [
+    lines = [
         *(line(f"{what[one]}, hot / local", "", one, "ratio", _MOST[one]) for one in _MOST),
         line(f"{what['import']}, cold / local", "", "import", "cold_ratio", _MOST_COLD_IMPORT),
         line(f"{what['find']}, cold / local", "", "find", "cold_ratio"),
         line(f"{what['cat']}, cold / local", "", "cat", "cold_ratio"),
         line(f"{what['import']}, hot", "ms", "import", "hot_ms"),
         line(f"{what['import']}, cold", "ms", "import", "cold_ms"),
+        line("mounting, empty cache", "ms", "mount", "cold_ms"),
+        line("mounting, warm cache", "ms", "mount", "warm_ms"),
+    ]
+    if all(_PEER in one for one in rounds.told["cvmfs"]):
+        lines += _peer_lines(rounds, what)
+    return lines
+
+
+def _peer_lines(rounds: Rounds, what: dict[str, str]) -> list[Line]:
+    section = f"The same by {_PEER}, the client of this machine"
+
+    def line(label: str, unit: str, case: str, key: str) -> Line:
+        return Line(section, label, unit, rounds.spread("cvmfs", lambda one: one[_PEER][case][key]))
+
+    return [
+        *(line(f"{what[one]}, hot / local", "", one, "ratio") for one in _MOST),
+        *(line(f"{what[one]}, cold / local", "", one, "cold_ratio") for one in _MOST),
         line("mounting, empty cache", "ms", "mount", "cold_ms"),
         line("mounting, warm cache", "ms", "mount", "warm_ms"),
     ]
@@ -155,23 +175,35 @@ def _serving(folder: Path) -> Iterator[str]:
 
 def mount(settings: dict[str, Any], place: str, times: int) -> dict[str, Any]:
     """Measure in a mount with an empty cache, and how long mounting it again takes."""
+    local = Path(place, "local")
+    begun = time.perf_counter()
+    found = _measured(settings, local, Path(place, "cache"), times, "client")
+    if shutil.which(_PEER):
+        found[_PEER] = _measured(settings, local, Path(place, _PEER), times, _PEER)
+    return {"seconds": [time.perf_counter() - begun], **found}
+
+
+def _measured(
+    settings: dict[str, Any], local: Path, cache: Path, times: int, client: str
+) -> dict[str, Any]:
     from cvmfs_mounts import mounted, open_to_all
 
-    local, cache = Path(place, "local"), Path(place, "cache")
     with open_to_all():
         if not local.exists():
             with mounted(settings, cache) as inside:
                 inside.run(_COPY, local=str(local))
-        shutil.rmtree(cache)
+        shutil.rmtree(cache, ignore_errors=True)
         begun = time.perf_counter()
-        with mounted(settings, cache) as inside:
+        with mounted(settings, cache, client=client) as inside:
             cold_s = time.perf_counter() - begun
-            found = inside.run(_MEASURE, commands=_COMMANDS, local=str(local), times=times)
+            found: dict[str, Any] = inside.run(
+                _MEASURE, commands=_COMMANDS, local=str(local), times=times
+            )
         warm = time.perf_counter()
-        with mounted(settings, cache):
+        with mounted(settings, cache, client=client):
             warm_s = time.perf_counter() - warm
     found["mount"] = {"cold_ms": 1000 * cold_s, "warm_ms": 1000 * warm_s}
-    return {"seconds": [time.perf_counter() - begun], **found}
+    return found
 
 
 def main() -> None:

@@ -105,6 +105,12 @@ def plan(repository: Opened, paths: Iterable[str]) -> Plan:
         if not one.external
         for chunk in repository.revision.chunks(one)
     }
+    # the real client wants those of empty files as well
+    objects |= {
+        one.object: (0, one.compressed)
+        for one in files
+        if one.object is not None and not one.size and not one.external
+    }
     return Plan(
         len(files),
         objects,

@@ -16,8 +16,9 @@ from hepscale.worker.cvmfs.names import Algorithm, Name
 TIME = 1_700_000_000
 _COUNTERS = (
     "regular", "symlink", "dir", "nested", "chunked", "chunks", "file_size", "chunked_size",
-    "xattr", "external", "special",
+    "xattr", "external", "external_file_size", "special",
 )  # fmt: skip
+_PARTS = ("self", "subtree")
 _COLUMNS = (
     "md5path_1 INTEGER", "md5path_2 INTEGER", "parent_1 INTEGER", "parent_2 INTEGER",
     "hardlinks INTEGER", "hash BLOB", "size INTEGER", "mode INTEGER", "mtime INTEGER",
@@ -162,7 +163,8 @@ class _Catalog:
     def __init__(self, schema: int) -> None:
         self.schema = schema
         self.properties: dict[str, object] = {}
-        self.counters = Counter({f"self_{name}": 0 for name in _COUNTERS})
+        # the real client wants all of them
+        self.counters = Counter({f"{of}_{name}": 0 for of in _PARTS for name in _COUNTERS})
         self.rows: list[tuple[object, ...]] = []
         self.chunks: list[tuple[object, ...]] = []
         self.nested: list[tuple[str, str, int]] = []

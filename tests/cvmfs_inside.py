@@ -1,12 +1,14 @@
 """Mounts a repository in namespaces of its own and does what it is told there.
 
-``python -I -S cvmfs_inside.py WORKER SETTINGS REPOSITORY MOUNTPOINT``. Each line of standard input
-is JSON: code, and names for it; what it leaves in ``result`` comes back as a line. Names stay.
+``python -I -S cvmfs_inside.py WORKER SETTINGS REPOSITORY MOUNTPOINT CLIENT``, where the last is
+``client`` for the worker's own or ``cvmfs2`` for the machine's. Each line of standard input is
+JSON: code, and names for it; what it leaves in ``result`` comes back as a line. Names stay.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import subprocess
@@ -51,12 +53,29 @@ def mount(worker, settings, repository, place):
     return server, said
 
 
-def main(worker, settings, repository, place):
+def mount_theirs(worker, settings, _, place):
+    above, name = os.path.split(worker)
+    sys.path.insert(0, above)
+    clients = importlib.import_module(f"{name}.clients")
+    # or a program that it executes may not mount
+    importlib.import_module(f"{name}.syscalls").keep_privileges()
+    with open(settings) as stream:
+        told = json.load(stream)
+    try:
+        server, _ = clients.find(above).mount(told["repositories"][0], told, above, place)
+    except clients.Refused as refused:
+        print(json.dumps({"fact": str(refused), "pid": 0}))
+        sys.exit(1)
+    return server, {}
+
+
+def main(worker, settings, repository, place, client):
     # what commands say goes elsewhere
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
     enter()
-    server, said = mount(worker, settings, repository, place)
+    how = mount_theirs if client == "cvmfs2" else mount
+    server, said = how(worker, settings, repository, place)
+    os.dup2(2, 1)
     print(json.dumps({**said, "pid": server.pid}), file=answers)
     if "fact" in said:
         sys.exit(server.wait())

@@ -76,11 +76,17 @@ def open_to_all() -> Iterator[None]:
 
 @contextlib.contextmanager
 def mounted(
-    repository: Mapping[str, Any], cache: Path | None, *, user: int | None = None, **settings: Any
+    repository: Mapping[str, Any],
+    cache: Path | None,
+    *,
+    user: int | None = None,
+    client: str = "client",
+    **settings: Any,
 ) -> Iterator[Mounted]:
     """Mount a repository as `user`, by default the one of the tests.
 
-    `cache` is its own cache; a temporary one if it is None.
+    `cache` is its own cache; a temporary one if it is None. `client` is "client", the worker's own,
+    or "cvmfs2", that of this machine.
     """
     folder = Path(tempfile.mkdtemp(prefix="hepscale-mount-"))
     python = sys.executable
@@ -108,7 +114,7 @@ def mounted(
             python = SYSTEM_PYTHON
             as_user = {"user": user, "group": user, "extra_groups": []}
             os.chown(folder, user, user)
-        arguments = [worker, folder / "settings.json", str(repository["name"]), place]
+        arguments = [worker, folder / "settings.json", str(repository["name"]), place, client]
         process = subprocess.Popen(
             [python, "-I", "-S", folder / "inside.py", *arguments],
             stdin=subprocess.PIPE,

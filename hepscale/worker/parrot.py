@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from . import proc, repositories, scratch, world
+from . import clients, proc, repositories, scratch, world
 from .nursery import DEVICES
 
 TYPE_CHECKING = False
@@ -252,7 +252,7 @@ def _only(path: str) -> str:
 def _repository(one: dict[str, Any], cvmfs: dict[str, Any], folder: str) -> str:
     """Return how Parrot is told of a repository: ``NAME:pubkey=...,url=...``."""
     options = {
-        "pubkey": ":".join(repositories.write_keys(one, os.path.join(folder, "parrot-keys"))),
+        "pubkey": ":".join(clients.write_keys(one, os.path.join(folder, "parrot-keys"))),
         "url": ";".join(one["servers"]),
         "timeout": str(max(round(cvmfs["timeout_s"]), 1)),
         "timeout_direct": str(max(round(cvmfs["direct_timeout_s"]), 1)),

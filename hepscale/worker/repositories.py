@@ -9,25 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 
-from . import Unusable, proc, syscalls
+from . import Unusable, clients, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Provided", "names", "provide", "rehearse", "write_keys"]
+__all__ = ["Provided", "names", "provide", "rehearse"]
 
 _TOP = "/cvmfs"
 _BEGUN, _TRIED = "/hepscale/cvmfs", "/hepscale/cvmfs-tried"
 _DEVICE = "/dev/fuse"
+_ONLY_TASKS = "it is only asked for what tasks need"
 _FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
-_PROGRAM = "cvmfs2"
-_MOUNTED_S = 60.0
 
 
 class Provided:
@@ -36,7 +33,8 @@ class Provided:
     Attributes
     ----------
     ways
-        "mounted" by the machine, "cvmfs2", its client, or "client", ours; by repository.
+        "mounted" by the machine, "cvmfs2", its client (`clients`), or "client", ours; by
+        repository.
     notices
         What is to be said of them.
     processes
@@ -87,18 +85,23 @@ def provide(
         raise _absent(missing[0], why_not or "")
     assert cvmfs is not None
     _make_room(missing)
-    program = shutil.which(_PROGRAM) if folder and how in ("auto", _PROGRAM) else None
+    theirs = clients.find(folder) if folder and how in ("auto", clients.PROGRAM) else None
     for one in cvmfs["repositories"]:
         name = one["name"]
         if name not in missing:
             continue
-        if program and _run_theirs(program, one, cvmfs, folder, found):
-            found.ways[name] = _PROGRAM
-        elif how == _PROGRAM:
-            raise _without_theirs(name, program)
+        why = clients.NONE if folder else _ONLY_TASKS
+        if theirs:
+            why = _run_theirs(theirs, one, cvmfs, folder, found)
+        if not why:
+            found.ways[name] = clients.PROGRAM
+        elif how == clients.PROGRAM:
+            raise _without_theirs(name, why)
         else:
             _run_ours(cvmfs, name, found)
             found.ways[name] = "client"
+            if theirs:
+                found.notices.append(f"{name}: not mounted by {theirs.program}: {why}")
     return found
 
 
@@ -232,75 +235,23 @@ def _no_fuse(name: str, error: OSError) -> Unusable:
 
 
 def _run_theirs(
-    program: str, one: dict[str, Any], cvmfs: dict[str, Any], folder: str, found: Provided
-) -> bool:
-    """Mount a repository by the client of CVMFS that the machine has; return whether it did."""
-    name = one["name"]
-    target = f"{_TOP}/{name}"
-    before = os.stat(target).st_dev
-    path = _configuration(one, cvmfs, os.path.join(folder, f"{_PROGRAM}-{name}"))
-    client = subprocess.Popen(
-        [program, "-f", "-o", f"config={path}", name, target],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=proc.die_with_parent,
-    )
-    end = time.monotonic() + _MOUNTED_S
-    while client.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            if os.stat(target).st_dev != before:
-                found.processes.add(client.pid)
-                return True
-        time.sleep(0.02)
-    client.kill()
-    client.wait()
-    with contextlib.suppress(OSError):
-        syscalls.unmount(target)
-    return False
+    client: clients.Client, one: dict[str, Any], cvmfs: dict[str, Any], folder: str, found: Provided
+) -> str:
+    """Mount a repository by the client that the machine has; return why it did not, or nothing."""
+    try:
+        process, notice = client.mount(one, cvmfs, folder, f"{_TOP}/{one['name']}")
+    except clients.Refused as refused:
+        return str(refused)
+    found.processes.add(process.pid)
+    if notice:
+        found.notices.append(f"{one['name']}: {notice}")
+    return ""
 
 
-def _configuration(one: dict[str, Any], cvmfs: dict[str, Any], folder: str) -> str:
-    """Write down for the client of CVMFS what is told to ours; return the file."""
-    os.makedirs(f"{folder}/run", mode=0o700, exist_ok=True)
-    quota_mb, alien, ttl_s = cvmfs["quota_mb"], cvmfs["alien_cache"], cvmfs["max_ttl_s"]
-    said = {
-        **cvmfs["variables"],
-        "CVMFS_SERVER_URL": ";".join(one["servers"]),
-        "CVMFS_PUBLIC_KEY": ":".join(write_keys(one, folder)),
-        "CVMFS_HTTP_PROXY": cvmfs["proxies"],
-        "CVMFS_ROOT_HASH": one["root_hash"],
-        "CVMFS_REPOSITORY_TAG": one["tag"],
-        "CVMFS_CACHE_BASE": f"{os.path.expandvars(cvmfs['cache'] or folder)}/{_PROGRAM}",
-        "CVMFS_ALIEN_CACHE": alien,
-        "CVMFS_QUOTA_LIMIT": -1 if quota_mb is None or alien else quota_mb,
-        "CVMFS_SHARED_CACHE": "no",
-        "CVMFS_RELOAD_SOCKETS": f"{folder}/run",
-        "CVMFS_TIMEOUT": max(round(cvmfs["timeout_s"]), 1),
-        "CVMFS_TIMEOUT_DIRECT": max(round(cvmfs["direct_timeout_s"]), 1),
-        "CVMFS_MAX_RETRIES": cvmfs["retries"],
-        "CVMFS_MAX_TTL": None if ttl_s is None else max(round(ttl_s / 60), 1),
-        "CVMFS_CLAIM_OWNERSHIP": "yes",
-    }
-    path = f"{folder}/config"
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.writelines(f'{key}="{value}"\n' for key, value in said.items() if value is not None)
-    return path
-
-
-def write_keys(one: dict[str, Any], folder: str) -> list[str]:
-    """Write the public keys of a repository into a folder, for programs; return the files."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    files = []
-    for at, text in enumerate(one["keys"]):
-        files.append(f"{folder}/{one['name']}-{at}.pub")
-        with open(files[-1], "w", encoding="ascii") as stream:
-            stream.write(text)
-    return files
-
-
-def _without_theirs(name: str, program: str | None) -> Unusable:
+def _without_theirs(name: str, why: str) -> Unusable:
     return Unusable(
-        f"The repository {name} cannot be mounted by {_PROGRAM} on {os.uname().nodename}.",
-        program or f"there is no {_PROGRAM} on the PATH of this machine",
+        f"The repository {name} cannot be mounted by {clients.PROGRAM} on {os.uname().nodename}.",
+        why,
         "the client of CVMFS is not installed there, or found no server",
         'CvmfsConfig(how="client") takes the client that HepScale brings',
     )

@@ -27,6 +27,7 @@ NAME = "demo.example.org"
 _WHY = "only root may become somebody else, who needs a Python that all may run"
 # a port on which nobody listens
 CLOSED = "http://127.0.0.1:9"
+CLIENTS = ["client", *(["cvmfs2"] if shutil.which("cvmfs2") else [])]
 WALK = """
 import hashlib, stat
 
@@ -194,15 +195,18 @@ def test_each_entry_offline_from_a_warm_cache(site, warm):
 
 
 @as_nobody
-def test_each_entry_for_nobody_from_a_read_only_alien_cache(site, warm, place):
+@pytest.mark.parametrize("client", CLIENTS)
+def test_each_entry_for_nobody_from_a_read_only_alien_cache(site, url, warm, place, client):
     alien = place / "alien"
     shutil.copytree(warm, alien)
     read_only(alien)
     own = place / "own"
     own.mkdir(0o700)
     os.chown(own, NOBODY, NOBODY)
-    options = {"user": NOBODY, "alien_cache": str(alien)}
-    with mounted(site.settings(CLOSED), own, **options) as inside:
+    options = {"user": NOBODY, "alien_cache": str(alien), "client": client}
+    # where a cache was filled by reading, ours has not asked for empty files
+    servers = CLOSED if client == "client" else url
+    with mounted(site.settings(servers), own, **options) as inside:
         found = inside.run(WALK)
         who = inside.run("result = [os.getuid(), os.stat('README').st_uid]")
     del found[""]

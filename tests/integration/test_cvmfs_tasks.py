@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import resources
@@ -98,38 +99,89 @@ def test_a_repository_that_cannot_be_had_ends_the_run(config):
 
 
 CLIENT = """\
-import json, os, sys
+import fcntl, json, os, shlex, sys
 sys.path.insert(0, {top!r})
 from hepscale.worker import repositories
-foreground, option, config, name, target = sys.argv[1:]
+foreground, option, given, name, target = sys.argv[1:]
 assert (foreground, option, name) == ("-f", "-o", {name!r}), sys.argv
-assert open(config.removeprefix("config=")).read().count("CVMFS_") > 8
-print("asked", file=open({asked!r}, "a"))
+config, *more = given.removeprefix("config=").split(",")
+assert more == ["disable_watchdog"], "its watchdog would be ended with what tasks have left"
+lines = (line.strip().partition("=") for line in open(config))
+said = {{key: "".join(shlex.split(value)) for key, _, value in lines}}
+print("CernVM-FS: loading Fuse module...")
+# it waits for another that has the same cache
+room = said["CVMFS_CACHE_BASE"] + "/" + name
+os.makedirs(room, exist_ok=True)
+fcntl.flock(os.open(room + "/lock." + name, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
 {then}
 """
-# what stands for the client of CVMFS, which is not to be had here, mounts by way of ours
+OFFLINE = """\
+with open(said["CVMFS_USYSLOG"], "a") as log:
+    log.write(f"Sun Nov 22 16:49:50 2026 ({name}) warning, entering offline mode\\n")
+"""
+# what stands for the client of CVMFS, where it is not to be had, mounts by way of ours
 MOUNTS = """\
 found = repositories.Provided()
 repositories._run_ours(json.load(open({told!r})), name, found)
 os.waitpid(*found.processes, 0)
 """
+FAILS = """\
+print(f"Sun Nov 22 16:49:50 2026 ({name}) no such tag", file=open(said["CVMFS_USYSLOG"], "a"))
+sys.exit("no such tag (22 - history init failure)")
+"""
+REAL = shutil.which("cvmfs2")
+ENGINES = {
+    "local": {},
+    "two workers": {"engine": "workqueue", "workers": Workers("local", cores=1, count=2)},
+}
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, works):
+def put_client(folder, config, monkeypatch, *, works, offline=False):
+    """Have a client on the PATH: the real one where there is one and it has to work."""
+    if works and REAL:
+        return
     table = {**config.table(), "repositories": [NAME]}
     told = cvmfs.for_workers(load_settings(cvmfs=table).cvmfs)
-    (tmp_path / "told").write_text(json.dumps(told))
-    then = MOUNTS.format(told=str(tmp_path / "told")) if works else "sys.exit('no server')"
-    code = CLIENT.format(
-        top=str(Path(hepscale.__file__).parents[1]), name=NAME, asked=f"{tmp_path}/asked", then=then
-    )
-    program = tmp_path / "bin" / "cvmfs2"
-    program.parent.mkdir()
+    (folder / "told").write_text(json.dumps(told))
+    top = str(Path(hepscale.__file__).parents[1])
+    then = MOUNTS.format(told=str(folder / "told")) if works else FAILS
+    if offline:
+        then = OFFLINE + then
+    program = folder / "bin" / "cvmfs2"
+    program.parent.mkdir(exist_ok=True)
+    code = CLIENT.format(top=top, name=NAME, then=then)
     program.write_text(f"#!{sys.executable}\n{code}")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, engine):
+    put_client(tmp_path, config, monkeypatch, works=True)
     # a warm worker has its repositories already
+    hepscale.shutdown()
+    ways = []
+    monkeypatch.setattr(interposer, "interposed", told_by(ways))
+
+    def work(item):
+        import os
+        import time
+
+        with open("/cvmfs/demo.example.org/README") as file:
+            text = file.read()
+        # so that the other worker has something to do
+        time.sleep(1)
+        return text, os.path.exists("/cvmfs/demo.example.org/py/cvmfs_tool.py")
+
+    only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
+    options = {"environment": None, **ENGINES[engine]}
+    assert calculate(work, range(4), cvmfs=only, **options) == [("read me\n", True)] * 4
+    assert set(ways) == {"cvmfs2"}
+    hepscale.shutdown()
+
+
+def test_the_client_that_the_machine_has_and_that_does_not_mount(config, monkeypatch, tmp_path):
+    put_client(tmp_path, config, monkeypatch, works=False)
     hepscale.shutdown()
     ways = []
     monkeypatch.setattr(interposer, "interposed", told_by(ways))
@@ -139,12 +191,13 @@ def test_the_client_that_the_machine_has(config, monkeypatch, tmp_path, works):
             return file.read()
 
     assert calculate(work, cvmfs=config, environment=None) == ["read me\n"] * 3
-    assert set(ways) == {"cvmfs2" if works else "client"}
-    assert (tmp_path / "asked").read_text() == "asked\n"
-    if not works:
-        only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
-        with pytest.raises(HepScaleError, match="cannot be mounted by cvmfs2"):
-            calculate(work, cvmfs=only, environment=None)
+    assert set(ways) == {"client"}
+    (note,) = hepscale.last_run().state.notices
+    assert f"{NAME}: not mounted by {tmp_path}/bin/cvmfs2: no such tag" in note
+    only = CvmfsConfig(**{**config.table(), "how": "cvmfs2"})
+    with pytest.raises(HepScaleError, match="cannot be mounted by cvmfs2") as caught:
+        calculate(work, cvmfs=only, environment=None)
+    assert "no such tag" in str(caught.value)
 
 
 def told_by(ways):
@@ -157,14 +210,22 @@ def told_by(ways):
     return interposed
 
 
-def test_an_older_revision_is_told_of(config, tmp_path):
+@pytest.mark.parametrize("how", ["client", "cvmfs2"])
+def test_an_older_revision_is_told_of(config, tmp_path, monkeypatch, how):
     """Nobody answers: what is in the cache is used, and the run says so."""
-    table = {**config.table(), "servers": f"http://{closed()}/@fqrn@"}
 
     def work(item):
         with open("/cvmfs/demo.example.org/README") as file:
             return file.read()
 
-    assert calculate(work, cvmfs=CvmfsConfig(**table), environment=None) == ["read me\n"] * 3
+    for offline in (False, True):
+        servers = f"http://{closed()}/@fqrn@" if offline else config.servers
+        given = CvmfsConfig(**{**config.table(), "servers": servers, "how": how})
+        if how == "cvmfs2":
+            put_client(tmp_path, given, monkeypatch, works=True, offline=offline)
+        hepscale.shutdown()
+        assert calculate(work, cvmfs=given, environment=None) == ["read me\n"] * 3
     (note,) = hepscale.last_run().state.notices
-    assert f"{NAME}: No server" in note or "cache has kept" in note
+    assert note.startswith(f"{NAME}: ")
+    assert "No server" in note or "cache has kept" in note or "offline mode" in note
+    assert how == "client" or not REAL or "cvmfs2: failed to download" in note

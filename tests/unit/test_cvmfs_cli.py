@@ -242,6 +242,13 @@ def test_prefetch_is_enough_for_workers_without_a_network(run, config, tmp_path)
         path.chmod(0o770)
 
 
+def test_prefetch_takes_the_objects_of_empty_files(run, tmp_path):
+    """The real client wants them, ours does not."""
+    cache = tmp_path / "alien"
+    run("prefetch", NAME, "/empty", "--cache", cache)
+    assert 0 in [path.stat().st_size for path in objects(cache)]
+
+
 def test_prefetch_leaves_out_what_cannot_be_there(run, tmp_path):
     done = run("prefetch", NAME, "/", "--cache", tmp_path / "alien")
     assert "on other servers, which were not fetched (1): /far" in done.stderr

@@ -157,6 +157,8 @@ def test_its_mount_list(is_worker):
 def test_it_starts_the_forkserver_again(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call) or exec_ends())
+    # it would wait for a child of this process, and kill it
+    monkeypatch.setattr(parrot, "end_with_child", lambda: calls.append("watched"))
 
     def exec_ends():
         raise SystemExit
@@ -165,7 +167,8 @@ def test_it_starts_the_forkserver_again(tmp_path, monkeypatch):
     settings = {"dir": str(tmp_path), "interposer": {"kind": "parrot", "parrot": good}}
     with pytest.raises(SystemExit):
         sandbox.arrange(settings)
-    ((path, command, environ),) = calls
+    watched, (path, command, environ) = calls
+    assert watched == "watched"
     assert (path, command[0], command[-len(sys.orig_argv) :][0]) == (good, good, sys.executable)
     monkeypatch.setenv("HEPSCALE_WORLD", environ["HEPSCALE_WORLD"])
     found = sandbox.arrange(settings)

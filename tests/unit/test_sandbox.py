@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -250,36 +249,10 @@ def test_a_repository_that_is_not_there(tmp_path):
         sandbox.arrange(settings)
 
 
-# -- the machine's own client of CVMFS -------------------------------------------------------------
-
-
-def cvmfs(**more):
-    one = {"name": "r.example.org", "servers": ["http://a/r", "http://b/r"], "keys": ["PEM"]}
-    told = {"cache": None, "alien_cache": None, "quota_mb": 4000, "timeout_s": 5.0}
-    told |= {"direct_timeout_s": 10.0, "retries": 1, "max_ttl_s": 90.0, "variables": {"ARCH": "x"}}
-    told |= {"repositories": [{**one, "root_hash": None, "tag": "v1"}], "how": "auto"}
-    return {**told, "proxies": "http://squid:3128;DIRECT", **more}
-
-
-def test_what_the_client_of_cvmfs_is_told(tmp_path):
-    told = cvmfs()
-    path = repositories._configuration(told["repositories"][0], told, str(tmp_path / "c"))
-    source = f". {path}; echo $CVMFS_SERVER_URL $CVMFS_HTTP_PROXY $CVMFS_REPOSITORY_TAG $ARCH"
-    source += "; echo $CVMFS_MAX_TTL $CVMFS_QUOTA_LIMIT ${CVMFS_ROOT_HASH-none}"
-    source += "; cat $CVMFS_PUBLIC_KEY"
-    said = subprocess.run(["sh", "-c", source], capture_output=True, text=True, check=True).stdout
-    expected = ["http://a/r;http://b/r http://squid:3128;DIRECT v1 x", "2 4000 none", "PEM"]
-    assert said.splitlines() == expected
-    told = cvmfs(alien_cache="/alien")
-    path = repositories._configuration(told["repositories"][0], told, str(tmp_path / "d"))
-    assert {'CVMFS_ALIEN_CACHE="/alien"', 'CVMFS_QUOTA_LIMIT="-1"'} <= {
-        *Path(path).read_text().split()
-    }
-
-
 def test_a_repository_that_only_the_machine_may_mount():
+    cvmfs = {"repositories": [{"name": "r.example.org"}], "how": "mounted"}
     with pytest.raises(Unusable, match=r"The repository r\.example\.org is not there"):
-        repositories.provide(cvmfs(how="mounted"))
+        repositories.provide(cvmfs)
 
 
 def test_parrot_has_to_be_the_interposer_where_it_gives_repositories(tmp_path):

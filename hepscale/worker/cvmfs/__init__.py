@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
 
-__all__ = ["ObjectError", "RepositoryError"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+__all__ = ["ObjectError", "RepositoryError", "own_folder"]
+
+# not TMPDIR, which for a worker is a folder of the job or of one task
+_SHARED = "/tmp"
 
 
 class RepositoryError(Exception):
@@ -36,3 +45,8 @@ class ObjectError(OSError):
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(errno.EIO, message, name)
+
+
+def own_folder(told: Mapping[str, Any]) -> str:
+    """Return the cache of this user on this machine; variables in its path are the machine's."""
+    return os.path.expandvars(told["cache"] or f"{_SHARED}/hepscale-cvmfs-{os.getuid()}")

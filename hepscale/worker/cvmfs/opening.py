@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from . import own_folder
 from .cache import Cache
 from .fetch import Fetcher
 
@@ -14,16 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["cache", "fetcher"]
 
-# not TMPDIR, which for a worker is a folder of the job or of one task
-_SHARED = "/tmp"
-
 
 def cache(told: Mapping[str, Any]) -> Cache:
-    """Return the cache of this user on this machine; variables in its path are the machine's."""
+    """Return the cache of this user on this machine, with the site's that it is told of."""
     quota_mb, alien = told["quota_mb"], told["alien_cache"]
-    own = told["cache"] or os.path.join(_SHARED, f"hepscale-cvmfs-{os.getuid()}")
     return Cache(
-        os.path.expandvars(own),
+        own_folder(told),
         alien=alien and os.path.expandvars(alien),
         quota_bytes=None if quota_mb is None else quota_mb * 1_000_000,
     )
