@@ -16,7 +16,7 @@ from pathlib import Path
 
 import publisher
 import pytest
-from cvmfs_mounts import served
+from cvmfs_mounts import open_to_all, served
 from publisher import File, Link
 from support import wait_for
 
@@ -162,7 +162,8 @@ def test_somebody_without_privileges(run):
     if subprocess.run(look, cwd="/", env=environ, check=False, capture_output=True).returncode:
         pytest.skip(f"nobody cannot see what is installed, or it is not for {SYSTEM_PYTHON}")
     text = f"cat /cvmfs/{NAME}/README; id -u; grep CapEff /proc/self/status"
-    done = run("--", "sh", "-c", text, before=drop, env=home, python=SYSTEM_PYTHON)
+    with open_to_all():
+        done = run("--", "sh", "-c", text, before=drop, env=home, python=SYSTEM_PYTHON)
     assert (done.stdout, done.returncode) == (
         f"read me\n{NOBODY}\nCapEff:\t0000000000000000\n",
         0,

@@ -32,9 +32,12 @@ TREE = {
     "py": {"cvmfs_tool.py": b"ANSWER = 42\n"},
     "lib": {"libcvmfs_demo.so": LIBRARY.read_bytes()},
 }
-ENGINES = pytest.mark.parametrize(
-    "engine", [{}, {"engine": "workqueue", "workers": Workers("local", cores=2)}]
-)
+
+
+ENGINES = {
+    "local": {},
+    "two workers": {"engine": "workqueue", "workers": Workers("local", cores=1, count=2)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CvmfsConfig]:
         )
 
 
-@ENGINES
+@pytest.mark.parametrize("engine", ENGINES)
 def test_data_files_and_modules(config, monkeypatch, engine):
     monkeypatch.syspath_prepend(f"/cvmfs/{NAME}/py")
 
@@ -67,11 +70,11 @@ def test_data_files_and_modules(config, monkeypatch, engine):
             return file.read(), cvmfs_tool.ANSWER, cvmfs_tool.__file__
 
     file = f"/cvmfs/{NAME}/py/cvmfs_tool.py"
-    assert calculate(work, cvmfs=config, **engine) == [("read me\n", 42, file)] * 3
+    assert calculate(work, cvmfs=config, **ENGINES[engine]) == [("read me\n", 42, file)] * 3
     assert not Path(f"/cvmfs/{NAME}").exists()
 
 
-@ENGINES
+@pytest.mark.parametrize("engine", ENGINES)
 def test_variables_that_name_paths_there(config, monkeypatch, engine):
     """As the set-up of a release leaves them; libraries are found before anything is mounted."""
     top = f"/cvmfs/{NAME}"
@@ -86,7 +89,7 @@ def test_variables_that_name_paths_there(config, monkeypatch, engine):
         with open(os.path.join(os.environ["DEMO_DATA"], "README")) as file:
             return file.read(), os.environ["PATH"].split(":").index("/cvmfs/demo.example.org/bin")
 
-    assert calculate(work, cvmfs=config, **engine) == [("read me\n", 1)] * 3
+    assert calculate(work, cvmfs=config, **ENGINES[engine]) == [("read me\n", 1)] * 3
 
 
 def test_a_repository_that_cannot_be_had_ends_the_run(config):
@@ -130,10 +133,6 @@ print(f"Sun Nov 22 16:49:50 2026 ({name}) no such tag", file=open(said["CVMFS_US
 sys.exit("no such tag (22 - history init failure)")
 """
 REAL = shutil.which("cvmfs2")
-ENGINES = {
-    "local": {},
-    "two workers": {"engine": "workqueue", "workers": Workers("local", cores=1, count=2)},
-}
 
 
 def put_client(folder, config, monkeypatch, *, works, offline=False):
