@@ -117,8 +117,14 @@ class Client:
                 # that a site's client here was given would rule
                 env={**os.environ, **variables, **self._environ},
                 pass_fds=(lock,),
-                preexec_fn=proc.die_with_parent,
+                preexec_fn=_begin,
             )
+
+
+def _begin() -> None:
+    proc.die_with_parent()
+    # it mounts by itself, which who is not root may do here only
+    syscalls.keep_privileges()
 
 
 def find(folder: str) -> Client | None:

@@ -422,22 +422,6 @@ def test_a_seccomp_filter_is_a_reason(place, action, said):
         assert one.run("a", "result = 1")[1] == 1
 
 
-@pytest.mark.parametrize("kind", ["auto", "userns"])
-def test_without_fuse_no_repository_can_be_mounted(place, kind):
-    """Unlike a sandbox, which a run that needs none can have there."""
-    within = sandboxes.without_fuse()
-    with sandboxes.server(place, within, name=f"boxed-{kind}", kind=kind) as one:
-        assert one.ready["interposer"]["kind"] == "userns"
-    told = {"repositories": [{"name": "demo.example.org"}], "how": "auto"}
-    one = sandboxes.Server(place, within, name=f"no-fuse-{kind}", kind=kind, cvmfs=told)
-    assert one.connect() is None
-    assert one.close() == hepscale.worker.UNUSABLE
-    said = Path(one.log.name).read_text()
-    assert "/dev/fuse: No such file or directory" in said
-    if kind == "auto":
-        assert "The repository demo.example.org is not there" in said
-
-
 # -- runs ------------------------------------------------------------------------------------------
 
 
