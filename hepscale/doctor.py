@@ -18,11 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from hepscale import worker
 from hepscale.config import resolve
 from hepscale.errors import ConfigError, HepScaleError
 from hepscale.executor import cvmfs
 from hepscale.executor.engines.queue_open import library_protocol
 from hepscale.machine import memory_limit_bytes, usable_cores
+from hepscale.worker import clients
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
 __all__ = ["Check", "Status", "check_all"]
@@ -37,10 +39,13 @@ _LEAST_SHM_MB = 64
 _CVMFS = Path("/cvmfs")
 _FUSE = Path("/dev/fuse")
 # of users and of mounts
-_TRY_NAMESPACES = """
-import ctypes, os
-if ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x00020000):
-    print(os.strerror(ctypes.get_errno()))
+# as a worker does: with nothing of HepScale but what is sent there
+_TRY_SANDBOX = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from worker import sandbox
+wanted = {"kind": "userns", "allow": [], "network": True, "writes": "folder"}
+print(sandbox.why_not({"dir": sys.argv[2], "interposer": wanted}))
 """
 _CONDA = "conda install -c conda-forge"
 
@@ -277,9 +282,9 @@ def _check_xrootd() -> Check:
 
 def _check_sandbox() -> list[Check]:
     """Check what a sandbox, and mounting repositories of CVMFS in it, need of this machine."""
-    name, refused = "sandbox", _refused_namespaces()
+    name, refused = "sandbox", refused_sandbox()
     if refused:
-        fact = f"user namespaces: {refused}; tasks run without one"
+        fact = f"none: {refused}; tasks run without one"
         boxed = Check(name, "warn", fact, "sysctl user.max_user_namespaces  (0: switched off)")
     else:
         boxed = Check(name, "ok", "user namespaces")
@@ -297,16 +302,21 @@ def _check_cvmfs(refused: str) -> Check:
     fact = f"mounted: {', '.join(mounted) or 'nothing'}"
     if settings:
         fact += f"; configured: {', '.join(one.name for one in settings.repositories)}"
+    theirs = next(filter(None, map(shutil.which, clients.PROGRAMS)), None)
+    if theirs:
+        fact += f"; this machine's client: {theirs}"
     lacking = "" if os.access(_FUSE, os.R_OK | os.W_OK) else f"{_FUSE} cannot be opened"
-    lacking = (refused and f"user namespaces: {refused}") or lacking
+    lacking = refused or lacking
     if lacking and not mounted:
         fix = f"ls -l {_FUSE}, or let the administrators mount {_CVMFS}"
         return Check(name, "warn", f"{fact}; {lacking}, so that nothing can be mounted", fix)
     return Check(name, "ok", fact if mounted else f"{fact}; HepScale can mount repositories")
 
 
-def _refused_namespaces() -> str:
-    """Return why this user may have no namespaces; empty if they are to be had."""
-    command = [sys.executable, "-I", "-S", "-c", _TRY_NAMESPACES]
-    tried = subprocess.run(command, capture_output=True, text=True, check=False)
-    return tried.stdout.strip().lower()
+def refused_sandbox() -> str:
+    """Return why this user can have no sandbox here; empty if there is one."""
+    package = str(Path(worker.__file__).parents[1])
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-I", "-S", "-c", _TRY_SANDBOX, package, folder]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    return tried.stdout.strip() or "".join(tried.stderr.strip().splitlines()[-1:])

@@ -229,7 +229,7 @@ class HepScaleExecutor(ExecutorBase):  # type: ignore[misc]
                     raise advice.error_for(outcome, chunking.unwrap, job.unit)
             except HepScaleError as error:
                 packed.explain(error)
-                interposer.explain(error, settings)
+                interposer.explain(error, settings, observer.interposers)
                 raise
             return outcome
 

@@ -136,13 +136,23 @@ def notices(inside: Mapping[str, Any]) -> list[str]:
     return [*fallback, *inside["notices"]]
 
 
-def explain(error: HepScaleError, settings: Settings) -> None:
-    """Say of what a task could not find, write or reach how a sandbox, or CVMFS, gives it."""
+def explain(error: HepScaleError, settings: Settings, kinds: Iterable[str]) -> None:
+    """Say of what a task could not find, write or reach how a sandbox, or CVMFS, gives it.
+
+    Parameters
+    ----------
+    error
+        What ended the run; cause and fix are changed.
+    settings
+        Of the run.
+    kinds
+        What its tasks have run inside, which "auto" does not say.
+    """
     text = "\n".join(map(str, error.failed or error.items))
     found = _NO_FILE.search(text)
     missing = found[1] if found else ""
     advice = _of_repository(text, missing, settings)
-    if advice is None and _kind(settings) != "none":
+    if advice is None and any(kind != "none" for kind in kinds):
         advice = _of_sandbox(text, missing, settings)
     if advice is not None:
         error.cause, error.fix = advice

@@ -73,6 +73,11 @@ class Job:
 class Observer(Protocol):
     """Is told what happens in a run; raises nothing."""
 
+    @property
+    def interposers(self) -> Mapping[str, int]:
+        """Number of tasks that have ended, by the kind of what they have run inside."""
+        ...
+
     def see(self, event: Event) -> None:
         """Take note of an event."""
         ...

@@ -24,7 +24,7 @@ from hepscale.view.timeline import Timeline
 from hepscale.worker import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from hepscale.executor.job import Observer, StopRequest
     from hepscale.executor.task import Event
@@ -114,6 +114,10 @@ class _Shower:
                 self._partial = PartialResults(watched.on_partial, watched.interval_s, self.see)
         self._stop = stop
         self._view = make_view(status, self._gallery, self._request)
+
+    @property
+    def interposers(self) -> Mapping[str, int]:
+        return self._state.interposers
 
     def see(self, event: Event) -> None:
         now_s = time.monotonic()

@@ -19,10 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["NONE", "PROGRAM", "Client", "Refused", "find", "write_keys"]
+__all__ = ["NONE", "PROGRAM", "PROGRAMS", "Client", "Refused", "find", "write_keys"]
 
-PROGRAM = "cvmfs2"
-_DISTRIBUTION = "cvmfsexec"
+PROGRAM, _DISTRIBUTION = PROGRAMS = ("cvmfs2", "cvmfsexec")
 NONE = f"there is neither {PROGRAM} nor {_DISTRIBUTION} on the PATH of this machine"
 _UNPACK_S, _MOUNTED_S = 120.0, 60.0
 _LIBRARIES = ("usr/lib64", "usr/lib")

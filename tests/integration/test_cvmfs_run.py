@@ -40,7 +40,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """Serve a repository; yield a folder that everybody may enter, with the settings of it."""
-    if doctor._refused_namespaces() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    if doctor.refused_sandbox() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("this machine lets users have no namespaces, or has no /dev/fuse for them")
     folder = Path(tempfile.mkdtemp(prefix="hepscale-cvmfs-run-", dir="/var/tmp"))
     folder.chmod(0o777)

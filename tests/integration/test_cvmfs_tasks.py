@@ -43,7 +43,7 @@ ENGINES = {
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CvmfsConfig]:
     """Serve a repository; yield what is said of it."""
-    if doctor._refused_namespaces() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    if doctor.refused_sandbox() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("this machine lets users have no namespaces, or has no /dev/fuse for them")
     folder = tmp_path_factory.mktemp("web")
     site = publisher.publish(folder / NAME, NAME, TREE)

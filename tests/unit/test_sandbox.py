@@ -129,12 +129,13 @@ def test_what_was_left_is_added_up():
 # -- what is said of failures ----------------------------------------------------------------------
 
 
-def explained(reason, kind="userns", **given):
+def explained(reason, kind="userns", had=None, **given):
     failure = describe(Chunk(ChunkKey("k"), None), "exception", reason)
     error = ChunksFailed("1 chunk failed.", items=[str(failure)], cause="old", fix="old")
     error.failed = (failure,)
     cvmfs_too = {"cvmfs": given.pop("cvmfs")} if "cvmfs" in given else {}
-    interposer.explain(error, load_settings(interposer={"kind": kind, **given}, **cvmfs_too))
+    settings = load_settings(interposer={"kind": kind, **given}, **cvmfs_too)
+    interposer.explain(error, settings, {had or kind: 1})
     return error
 
 
@@ -144,6 +145,7 @@ def test_a_path_that_is_hidden(tmp_path):
     assert f"{tmp_path} is outside of what the sandbox shows" in error.cause
     assert f'allow=["{tmp_path}"]' in error.fix
     assert explained(reason, kind="none").cause == "old"
+    assert explained(reason, kind="auto", had="none").cause == "old"
     assert explained(reason.replace(str(tmp_path), f"{tmp_path}/no")).cause == "old"
 
 

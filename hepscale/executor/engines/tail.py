@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from hepscale.worker.layout import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,6 +15,9 @@ __all__ = ["MOST_BYTES", "Tail"]
 
 # one read hands over at most this much, so that memory stays bounded
 MOST_BYTES = 8 << 20
+
+# none yet, a link, a socket, or what is no file otherwise
+_NO_FRAMES = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EINVAL)
 
 
 class Tail:
@@ -32,8 +37,12 @@ class Tail:
     def read(self) -> bytes:
         """Return what was added since the last call, at most `MOST_BYTES` of it."""
         if self._stream < 0:
-            with suppress(FileNotFoundError):
-                self._stream = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._stream = opened(str(self._path.parent), self._path.name, os.O_RDONLY)
+            except OSError as error:
+                # what a task put there in its place is no frames
+                if error.errno not in _NO_FRAMES:
+                    raise
         if self._stream < 0:
             return b""
         data = os.pread(self._stream, MOST_BYTES, self.offset)
