@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import as_root
 import pytest
 
 import hepscale
@@ -18,8 +19,7 @@ WORKER = Path(hepscale.__file__).parent / "worker"
 
 def minbase() -> Path:
     """Return a folder with Debian's minbase, made once and kept in the user's cache."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make a chroot")
+    as_root.needed("making a chroot")
     if shutil.which("debootstrap") is None:
         pytest.skip("debootstrap is not installed: apt-get install debootstrap")
     release = Path("/etc/os-release").read_text()
@@ -65,8 +65,7 @@ def without(*hidden: Path) -> tuple[str, ...]:
 
     The worker's own files stay, wherever they lie.
     """
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
+    as_root.needed("mounting")
     keep = load_settings().scratch_dir / "worker-kept"
     keep.mkdir(exist_ok=True)
     script = [f"mount --bind '{WORKER}' '{keep}'"]

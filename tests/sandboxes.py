@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
+import as_root
 
 import hepscale.worker
 from hepscale.worker import proc, scratch
@@ -45,7 +45,7 @@ exec chroot "$root" "$@"
 
 def as_nobody():
     """Return the command that runs others as user nobody."""
-    need_root()
+    as_root.needed("becoming somebody else")
     return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
 
 
@@ -73,7 +73,7 @@ exec "$@"
 
 def in_chroot(folder):
     """Return the command that runs others as root in a chroot, which shares `folder` with us."""
-    need_root()
+    as_root.needed("making a chroot")
     top = folder / "top"
     top.mkdir()
     set_shared = ["env", f"SHARED={folder / 'shared'}"]
@@ -97,13 +97,8 @@ def filtered(action):
 
 def without_fuse():
     """Return the command that runs others where there is no ``/dev/fuse``."""
-    need_root()
+    as_root.needed("hiding /dev/fuse")
     return ["unshare", "--mount", "sh", "-ec", _BARE_DEVICES, "sh"]
-
-
-def need_root():
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
 
 
 class Place:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import as_root
 import publisher
 import pytest
 from cvmfs_mounts import open_to_all, served
@@ -142,8 +143,7 @@ def test_repositories_that_cannot_be_had(run):
 
 
 def test_machines_that_refuse_namespaces(run):
-    if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
+    as_root.needed("becoming somebody else")
     off = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all "
     off += '--inh-caps=-all --no-new-privs -- "$@"'
     done = run("--", "true", before=("unshare", "-Ur", "sh", "-ec", off, "sh"))
@@ -153,8 +153,7 @@ def test_machines_that_refuse_namespaces(run):
 
 
 def test_somebody_without_privileges(run):
-    if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
+    as_root.needed("becoming somebody else")
     drop = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
     home = {"USER": "nobody", "HOME": "/var/tmp", "XDG_CONFIG_HOME": "/var/tmp/none"}
     look = [*drop, SYSTEM_PYTHON, "-c", "import pydantic, click, rich, hepscale"]

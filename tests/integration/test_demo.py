@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 from pathlib import Path
 
 import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from as_root import mounted
 from coffea import processor
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from queues import where_installed
@@ -174,20 +174,12 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 @pytest.mark.root
 def test_full_disk(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a small file system: {done.stderr}")
-    try:
+    with mounted(tmp_path, "size=1m"):
         with pytest.raises(RunDirectoryError, match="cannot be written") as caught:
             generate(tmp_path, events=100_000)
         assert "No space left" in caught.value.cause
         assert "free 17 MB" in caught.value.fix
         assert list(tmp_path.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_the_z_boson_is_found(sample):

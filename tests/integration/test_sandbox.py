@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import analysis
+import as_root
 import pytest
 import sandboxes
 import support
@@ -485,7 +486,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("kind", ["auto", "userns"])
 def test_runs_where_there_is_none(files, kind):
-    sandboxes.need_root()
+    as_root.needed("becoming somebody else")
     path = [str(Path(__file__).parents[1]), str(Path(hepscale.__file__).parents[1])]
     source = _ALONE.format(path=path, fileset={"data": files.good[:1]}, kind=kind)
     script = Path(os.environ["HEPSCALE_SCRATCH_DIR"]).parent / f"alone-{kind}.py"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import wheels
+from as_root import mounted
 from support import script as started
 from support import wait_for
-from unpacking import mounted
 
 import hepscale
 from hepscale import PackError

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import as_root
 import pytest
 from click.testing import CliRunner
 from coffea.processor.executor import ExecutorBase
@@ -446,8 +447,7 @@ def test_folder_that_is_gone(layout, monkeypatch, tmp_path):
 
 @pytest.mark.root
 def test_a_file_that_anybody_could_have_put_there(layout):
-    if os.geteuid():
-        pytest.skip("giving a file to somebody else needs root")
+    as_root.needed("giving a file to somebody else")
     path = layout.write("project", "keep_runs = 3\n")
     os.chown(path, 65534, 65534)
     assert load_settings().keep_runs == 3

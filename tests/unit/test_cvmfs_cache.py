@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -18,7 +17,9 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import as_root
 import pytest
+from as_root import mounted
 from objects import closed, named, serving, silent, stored
 
 from hepscale.worker.cvmfs import ObjectError, RepositoryError, opening, store
@@ -172,8 +173,7 @@ def test_a_folder_that_somebody_else_made_meanwhile(server, fetcher, folder):
 @pytest.mark.root
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_folder_of_somebody_else_is_refused(tmp_path, folder, is_link):
-    if os.getuid():
-        pytest.skip("only root can give a folder away")
+    as_root.needed("giving a folder away")
     if is_link:
         (tmp_path / "mine").mkdir(0o700)
         folder.symlink_to(tmp_path / "mine")
@@ -328,22 +328,6 @@ def test_an_object_that_was_copied_into_our_cache(server, fetcher, folder):
 # -- a site's cache --------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def small(folder, options):
-    """Mount a small file system there."""
-    folder.mkdir(exist_ok=True)
-    if os.getuid():
-        pytest.skip("needs root, to mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def fill_as_cvmfs_does(alien, plain):
     for first in range(256):
         (alien / f"{first:02x}").mkdir()
@@ -359,7 +343,7 @@ def fill_as_cvmfs_does(alien, plain):
 def test_a_read_only_cache_of_a_site(server, fetcher, tmp_path, layout):
     alien, own = tmp_path / "alien", tmp_path / "own"
     alien.mkdir()
-    with small(alien, "mode=0755"):
+    with mounted(alien, "mode=0755"):
         if layout == "cvmfs":
             plain = {put(server, b"%d" % i * 99): b"%d" % i * 99 for i in range(9)}
             fill_as_cvmfs_does(alien, plain)
@@ -543,7 +527,7 @@ def test_what_somebody_else_has_put_there_is_not_believed(server, fetcher, folde
 
 @pytest.mark.root
 def test_a_full_disk(server, fetcher, folder):
-    with small(folder, "size=2m,mode=0700"):
+    with mounted(folder, "size=2m,mode=0700"):
         cache = Cache(str(folder))
         kept = put(server, b"small")
         os.close(cache.open(kept, fetcher))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import unpacking
+from as_root import mounted
 from support import wait_for
-from unpacking import Place, fake_interpreter, flipped, mounted
+from unpacking import Place, fake_interpreter, flipped
 
 from hepscale.worker import proc
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import conda_pack.prefixes
 import pytest
 import unpacking
+from as_root import mounted
 from support import wait_for
-from unpacking import FOLDER, Place, flipped, mounted, zstd
+from unpacking import FOLDER, Place, flipped, zstd
 
 import hepscale
 from hepscale.worker import relocate, unpack
