@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import json
 import os
 import shutil
@@ -13,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import hepscale.worker
+from hepscale import doctor
 
 NOBODY = 65534
 _INSIDE = Path(__file__).with_name("cvmfs_inside.py")
@@ -58,6 +58,14 @@ class Mounted:
         self.server = said.pop("pid")
         if "fact" in said:
             raise Refused(said)
+
+
+def needed() -> None:
+    """Skip the tests where nothing can be mounted."""
+    if why := doctor._refused_namespaces():
+        pytest.skip(f"this machine lets users have no namespaces: {why}")
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        pytest.skip(f"this machine has no {_DEVICE} for its users")
 
 
 @contextlib.contextmanager
@@ -132,41 +140,3 @@ def mounted(
                 process.kill()
     finally:
         shutil.rmtree(folder)
-
-
-class Slow:
-    """A path that is answered when the test says so."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.asked, self.go_on = path, threading.Event(), threading.Event()
-
-
-@contextlib.contextmanager
-def served(folder: Path, slow: Slow | None = None) -> Iterator[str]:
-    """Serve a folder over HTTP; yield its URL."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # the head of an answer and its body are sent one by one: the second must not wait
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
-            if slow is not None and self.path == f"/{slow.path}":
-                slow.asked.set()
-                slow.go_on.wait(20)
-            super().do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import as_root
+import pytest
 
 import hepscale.worker
 from hepscale.worker import proc, scratch
@@ -27,6 +28,17 @@ NOBODY = 65534
 # of the system: that of a user may be out of others' sight
 SYSTEM_PYTHON = "/usr/bin/python3"
 _WAIT_S = 30
+# tries to write in many places; says where it could
+WRITE = """
+import os
+result = {}
+for folder in %r:
+    try:
+        open(os.path.join(folder, "written"), "w").close()
+        result[folder] = "written"
+    except OSError as error:
+        result[folder] = error.errno
+"""
 
 # a root that is no mount point, as that of a chroot; the mounts go with their namespace
 _CHROOT = """
@@ -116,6 +128,16 @@ class Place:
 
     def remove(self):
         shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def place():
+    """A place; it stays there if the test does not end well."""
+    if not os.path.exists(SYSTEM_PYTHON):
+        pytest.skip("this system has no Python of its own")
+    one = Place()
+    yield one
+    one.remove()
 
 
 class Server:

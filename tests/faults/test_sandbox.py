@@ -45,16 +45,13 @@ def engine():
 
 @pytest.fixture
 def place():
-    if not os.path.exists(sandboxes.SYSTEM_PYTHON):
-        pytest.skip("this system has no Python of its own")
-    one = sandboxes.Place()
-    yield one
-    sandboxes.wait_until(lambda: not sandboxes.alive(str(one.shared)))
-    # others on this machine may mount what they like
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert str(one.folder) not in mounts
-    assert " /hepscale/" not in mounts
-    one.remove()
+    with sandboxes.place() as one:
+        yield one
+        sandboxes.wait_until(lambda: not sandboxes.alive(str(one.shared)))
+        # others on this machine may mount what they like
+        mounts = Path("/proc/self/mountinfo").read_text()
+        assert str(one.folder) not in mounts
+        assert " /hepscale/" not in mounts
 
 
 def marked(place):

@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 import squids
-from cvmfs_mounts import NOBODY, SYSTEM_PYTHON, Mounted, Refused, Slow, mounted, open_to_all, served
+from cvmfs_mounts import NOBODY, SYSTEM_PYTHON, Mounted, Refused, mounted, needed, open_to_all
 from publisher import TIME, File, Folder, Link, Site, publish
+from real_files import real
+from web import Slow, served
 
 NAME = "demo.example.org"
 _WHY = "only root may become somebody else, who needs a Python that all may run"
@@ -58,15 +60,8 @@ def as_nobody(test):
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    if not Path("/dev/fuse").exists():
-        pytest.skip("there is no /dev/fuse")
-    command = ["unshare", "--user", "--mount", "--map-current-user", "true"]
-    tried = subprocess.run(command, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"no user namespaces: {tried.stderr}")
+    needed()
     with open_to_all():
-        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            pytest.skip("/dev/fuse is not for this user")
         yield
 
 
@@ -400,7 +395,8 @@ def test_a_server_that_is_killed_leaves_an_error_and_no_hang(site, warm):
 _KILLED = """
 import os, sys, threading, time
 sys.path.insert(0, sys.argv[1])
-from cvmfs_inside import call, enter
+from cvmfs_inside import enter, unmounted
+from hepscale.worker import syscalls
 from hepscale.worker.cvmfs import fuse
 
 FORCE = 1
@@ -417,19 +413,19 @@ def serve(device):
         time.sleep(0.01)
     os.kill(os.getpid(), 9)
 
-place = sys.argv[2].encode()
-enter()
+place = sys.argv[2]
+enter(syscalls)
 device = os.open("/dev/fuse", os.O_RDWR)
 server = os.fork()
 if server == 0:
     serve(device)
 options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
-call("mount", b"test", place, b"fuse", 1, options.encode())
+syscalls.mount("test", place, "fuse", syscalls.MS_RDONLY, options)
 os.close(device)
 client = os.fork()
 if client == 0:
     try:
-        os.stat(place + b"/name")
+        os.stat(place + "/name")
     except OSError as error:
         os._exit(error.errno)
 end = time.monotonic() + 10
@@ -442,7 +438,7 @@ while left and time.monotonic() < end:
             print("server" if pid == server else "client", os.waitstatus_to_exitcode(status))
     time.sleep(0.01)
 # or they would stay for ever
-call("umount2", place, FORCE)
+unmounted(place, FORCE)
 """
 
 
@@ -458,8 +454,7 @@ def test_a_server_that_is_killed_while_it_tells_of_a_change_ends(tmp_path):
 def test_the_server_ends_with_the_mount_and_with_its_parent(site, warm):
     with mounted(site.settings(CLOSED), warm) as inside:
         inside.run(
-            "place = os.getcwd().encode(); os.chdir('/'); call('umount2', place, 0);"
-            "assert server.wait(5) == 0"
+            "place = os.getcwd(); os.chdir('/'); unmounted(place); assert server.wait(5) == 0"
         )
     with mounted(site.settings(CLOSED), warm) as inside:
         server = inside.server
@@ -468,15 +463,6 @@ def test_the_server_ends_with_the_mount_and_with_its_parent(site, warm):
     while Path(f"/proc/{server}").exists():
         assert time.monotonic() < end, Path(f"/proc/{server}/status").read_text()
         time.sleep(0.01)
-
-
-def data(name: str) -> Path:
-    """Return a file of the repository that the real CVMFS software published."""
-    given = os.environ.get("HEPSCALE_TEST_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / "cvmfs" / name).exists():
-        pytest.skip(f"no {folder / 'cvmfs' / name}: set HEPSCALE_TEST_DATA to the folder")
-    return folder / "cvmfs" / name
 
 
 def site_cache(web: Path, folder: Path) -> None:
@@ -495,7 +481,7 @@ def contents(name: str) -> dict[str, Any]:
     """Return what WALK has to find, by what the real client has shown."""
     bits = {"dir": stat.S_IFDIR, "file": stat.S_IFREG, "symlink": stat.S_IFLNK}
     found = {}
-    for one in json.loads(data(name).read_text())["entries"]:
+    for one in json.loads(real(f"cvmfs/{name}").read_text())["entries"]:
         keys = ["mtime_ns", "size", "sha256", "target", "nlink"]
         mode = oct(bits[one["type"]] | int(one["mode"], 8))
         found[one["path"]] = {"mode": mode, **{key: one[key] for key in keys if key in one}}
@@ -510,14 +496,14 @@ def test_each_entry_of_a_repository_of_the_real_software(place):
     proxies, from the second of the servers, of both of which the first is dead.
     """
     web, alien, cache = place / "web", place / "alien", place / "cache"
-    with tarfile.open(data("repo.tar")) as archive:
+    with tarfile.open(real("cvmfs/repo.tar")) as archive:
         archive.extractall(web, filter="data")
     site_cache(web, alien)
     newest = (web / ".cvmfspublished").read_bytes()
-    shutil.copy(data("cvmfspublished.rev1"), web / ".cvmfspublished")
+    shutil.copy(real("cvmfs/cvmfspublished.rev1"), web / ".cvmfspublished")
     settings = {
-        "name": "hepscale.example.org", "keys": [data("repo.pub").read_text()], "root_hash": None,
-        "tag": None, "blacklist": [],
+        "name": "hepscale.example.org", "keys": [real("cvmfs/repo.pub").read_text()],
+        "root_hash": None, "tag": None, "blacklist": [],
     }  # fmt: skip
     options = {"alien_cache": str(alien), "max_ttl_s": 1.0}
     with (

@@ -12,6 +12,7 @@ from as_root import mounted
 from coffea import processor
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from queues import where_installed
+from real_files import real
 from rich.console import Console
 
 import hepscale
@@ -32,15 +33,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("events"), events=40_000)
-
-
-def real_file(name: str) -> str:
-    """Return the path of a CMS file; skip the test where there is none."""
-    given = os.environ.get("HEPSCALE_TEST_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / name).is_file():
-        pytest.skip(f"no {folder / name}: set HEPSCALE_TEST_DATA to the folder that has {name}")
-    return str(folder / name)
 
 
 def iterative(fileset, chunksize=10_000, schema=NanoAODSchema):
@@ -209,7 +201,7 @@ def test_the_z_boson_is_found(sample):
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:coffea.nanoevents")
 def test_real_files(name, events, selected):
-    output = iterative({"real": [real_file(name)]}, chunksize=events // 2)
+    output = iterative({"real": [str(real(name))]}, chunksize=events // 2)
     counts = list(output["cutflow"]["real"].values())
     assert counts[0] == events
     assert counts == sorted(counts, reverse=True)

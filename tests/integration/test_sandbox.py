@@ -15,30 +15,10 @@ import as_root
 import pytest
 import sandboxes
 import support
+from sandboxes import WRITE
 
 import hepscale
 from hepscale import Interposer
-
-# tries to write in many places; says where it could
-WRITE = """
-import os
-result = {}
-for folder in %r:
-    try:
-        open(os.path.join(folder, "written"), "w").close()
-        result[folder] = "written"
-    except OSError as error:
-        result[folder] = error.errno
-"""
-
-
-@pytest.fixture(scope="module")
-def place():
-    if not os.path.exists(sandboxes.SYSTEM_PYTHON):
-        pytest.skip("this system has no Python of its own")
-    one = sandboxes.Place()
-    yield one
-    one.remove()
 
 
 @pytest.fixture(scope="module", params=["self", "nobody", "chroot"])

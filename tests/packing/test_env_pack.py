@@ -50,16 +50,6 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
-    return wheels.shared(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheels.analysis(tmp_path_factory.mktemp("analysis"))
-
-
-@pytest.fixture(scope="module")
 def done(venv: wheels.Venv, script: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Pack the analysis's environment and unpack it elsewhere."""
     folder = tmp_path_factory.mktemp("packed")

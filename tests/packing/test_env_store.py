@@ -43,16 +43,6 @@ print(json.dumps([sorted({*told} - {"other packages"}), made.digest, shas]))
 """
 
 
-@pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
-    return wheels.shared(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheels.analysis(tmp_path_factory.mktemp("analysis"))
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HEPSCALE_CACHE_DIR", str(tmp_path / "cache"))

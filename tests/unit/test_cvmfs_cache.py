@@ -20,7 +20,8 @@ from pathlib import Path
 import as_root
 import pytest
 from as_root import mounted
-from objects import closed, named, serving, silent, stored
+from objects import named, serving, silent, stored
+from ports import closed
 
 from hepscale.worker.cvmfs import ObjectError, RepositoryError, opening, store
 from hepscale.worker.cvmfs.cache import Cache
