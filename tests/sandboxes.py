@@ -132,7 +132,7 @@ class Place:
 
 @contextlib.contextmanager
 def place():
-    """A place; it stays there if the test does not end well."""
+    """A place, which stays there if what is checked at its end does not hold."""
     if not os.path.exists(SYSTEM_PYTHON):
         pytest.skip("this system has no Python of its own")
     one = Place()
