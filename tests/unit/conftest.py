@@ -5,19 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from objects import serving
 from settings_files import Layout
 
 from hepscale.config import files
-
-if TYPE_CHECKING:
-    pass
-
-
-from objects import serving
-
 from hepscale.worker.cvmfs.fetch import Fetcher
 
 
@@ -53,6 +46,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def layout(tmp_path, monkeypatch):
+    """Folders of this test alone in which files with settings are looked for."""
     for name in [name for name in os.environ if name.startswith("HEPSCALE_")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("XDG_CONFIG_HOME")
