@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from looking import Look
 from objects import serving
+from revisions import Here
 from settings_files import Layout
+from site_folder import write
+from sites import Site
 
 from hepscale.config import files
+from hepscale.env import analysis, interpreter, sources
+from hepscale.env.analysis import Analysis
 from hepscale.worker.cvmfs.fetch import Fetcher
 
 
@@ -57,3 +64,33 @@ def layout(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(found.project.parent)
     return found
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Let the running interpreter have few packages: ``lamp`` needs ``shade``, not so ``idle``."""
+    site = Site(tmp_path / "prefix")
+    site.put("lamp", {"lamp/__init__.py": "", "lamp/bulb.py": ""}, requires=["shade"])
+    site.put("shade", {"shade.py": ""})
+    site.put("idle", {"idle.py": ""})
+    here = site.interpreter
+    monkeypatch.setattr(interpreter, "this", lambda: here)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    return site
+
+
+@pytest.fixture
+def look(site: Site, tmp_path: Path) -> Look:
+    """Write files into a folder and analyse one of them."""
+
+    def look(files: dict[str, str], name: str = "analysis.py", **options: Any) -> Analysis:
+        write(tmp_path / "own", files)
+        found = sources.from_file(tmp_path / "own" / name)
+        return analysis.examine(found, name, **options)
+
+    return look
+
+
+@pytest.fixture
+def here(tmp_path):
+    return Here(tmp_path)
