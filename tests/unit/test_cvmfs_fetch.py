@@ -95,7 +95,7 @@ def test_threads_share_a_fetcher(fetcher, server):
     assert server.connections <= 8
 
 
-@pytest.mark.parametrize("dead", [silent])
+@pytest.mark.parametrize("dead", [closed, silent])
 def test_a_dead_first_server(fetcher, server, dead):
     def goes(address):
         one = fetcher([url(address), server.url])
@@ -264,7 +264,7 @@ def test_a_proxy_with_a_password_and_without_a_scheme(fetcher, other):
     assert one.get("data/00/1") == b"1"
 
 
-@pytest.mark.parametrize("dead", [silent])
+@pytest.mark.parametrize("dead", [closed, silent])
 def test_a_dead_first_proxy(fetcher, server, other, dead):
     def goes(address):
         one = fetcher([server.url], f"http://{address};http://{other.address};DIRECT")
