@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,13 @@ def needed() -> None:
         pytest.skip(f"this machine lets users have no namespaces: {why}")
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         pytest.skip(f"this machine has no {_DEVICE} for its users")
+
+
+def as_nobody(test: Callable[..., None]) -> Any:
+    """Mark a test that becomes somebody else."""
+    why = "only root may become somebody else, who needs a Python that all may run"
+    may = os.getuid() == 0 and Path(SYSTEM_PYTHON).exists()
+    return pytest.mark.root(pytest.mark.skipif(not may, reason=why)(test))
 
 
 @contextlib.contextmanager

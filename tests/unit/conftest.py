@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unpacking
 from looking import Look
 from objects import serving
 from revisions import Here
 from settings_files import Layout
 from site_folder import write
 from sites import Site
+from unpacking import Place
 
 from hepscale.config import files
 from hepscale.env import analysis, interpreter, sources
@@ -22,15 +24,26 @@ from hepscale.worker.cvmfs.fetch import Fetcher
 
 
 @pytest.fixture
-def server():
-    """A server of objects, which has none yet."""
-    with serving({}) as one:
+def offered():
+    """What servers have at first, by its path."""
+    return {}
+
+
+@pytest.fixture
+def server(offered):
+    with serving(dict(offered)) as one:
+        yield one
+
+
+@pytest.fixture
+def other(offered):
+    with serving(dict(offered)) as one:
         yield one
 
 
 @pytest.fixture
 def fetcher(server):
-    """What fetches from it."""
+    """What fetches from the server."""
     one = Fetcher([server.url], "DIRECT", direct_timeout_s=2, retries=0)
     yield one
     one.close()
@@ -94,3 +107,20 @@ def look(site: Site, tmp_path: Path) -> Look:
 @pytest.fixture
 def here(tmp_path):
     return Here(tmp_path)
+
+
+@pytest.fixture(params=unpacking.SHELLS)
+def shell(request):
+    return unpacking.need(request.param)
+
+
+@pytest.fixture
+def place(tmp_path, shell, layers):
+    """Where a worker starts with a shell and the module's `layers`."""
+    return Place(tmp_path, shell, layers)
+
+
+@pytest.fixture
+def plain(tmp_path, layers):
+    """The same with the machine's own shell, for tests that put programs of their own on PATH."""
+    return Place(tmp_path, "sh", layers)
