@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 import os
 import shutil
 import subprocess
@@ -80,3 +85,17 @@ def ours() -> list[Path]:
     # the system's own Python cannot be hidden without the rest of the system
     found -= {Path("/usr"), Path("/usr/local")}
     return sorted(one for one in found if not found & {*one.parents})
+
+
+def told(command: Sequence[str], **environ: str) -> str:
+    """Run a command that knows nothing of us, and has to succeed and to say nothing on stderr."""
+    done = subprocess.run(
+        command,
+        cwd="/",
+        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

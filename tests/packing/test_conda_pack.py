@@ -19,6 +19,7 @@ from typing import TypeAlias
 import conda
 import conda_packages
 import pytest
+from bare import told
 from conda_pack.prefixes import replace_prefix
 from conda_packages import LIBRARY, SUFFIX, UNWANTED
 
@@ -74,19 +75,6 @@ class Unpacked:
         if activate:
             line = f"source {shlex.quote(str(self.prefix))}/bin/activate && {line}"
         return told(["bash", "-c", line])
-
-
-def told(command: list[str], **environ: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd="/",
-        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 def make(channel: Path, top: Path, below: str = "conda/prefix", *, hard: bool = True) -> Made:

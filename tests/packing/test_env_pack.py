@@ -18,6 +18,7 @@ from pathlib import Path
 import as_root
 import pytest
 import wheels
+from bare import told
 
 import hepscale
 from hepscale import env_report
@@ -37,16 +38,7 @@ class Done:
         if hidden:
             mounts = " && ".join(f"mount -t tmpfs none {shlex.quote(one)}" for one in hidden)
             line = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *line]
-        done = subprocess.run(
-            line,
-            cwd="/",
-            env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        return told(line)
 
 
 @pytest.fixture(scope="module")

@@ -80,21 +80,23 @@ def layout(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Let the running interpreter have few packages: ``lamp`` needs ``shade``, not so ``idle``."""
-    site = Site(tmp_path / "prefix")
+def site(tmp_path: Path) -> Site:
+    """A prefix in which nothing is installed yet."""
+    return Site(tmp_path / "prefix")
+
+
+@pytest.fixture
+def look(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
+    """Write files into a folder and analyse one of them.
+
+    The running interpreter has few packages: ``lamp`` needs ``shade``, not so ``idle``.
+    """
     site.put("lamp", {"lamp/__init__.py": "", "lamp/bulb.py": ""}, requires=["shade"])
     site.put("shade", {"shade.py": ""})
     site.put("idle", {"idle.py": ""})
     here = site.interpreter
     monkeypatch.setattr(interpreter, "this", lambda: here)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    return site
-
-
-@pytest.fixture
-def look(site: Site, tmp_path: Path) -> Look:
-    """Write files into a folder and analyse one of them."""
 
     def look(files: dict[str, str], name: str = "analysis.py", **options: Any) -> Analysis:
         write(tmp_path / "own", files)
