@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NOBODY = 65534
+# of the system: that of a user may be out of others' sight
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
 def needed(why: str) -> None:
     """Skip the test where it is not root's; `why` says what needs root."""
     if os.geteuid():

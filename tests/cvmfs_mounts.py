@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from as_root import SYSTEM_PYTHON
 
 import hepscale.worker
 from hepscale import doctor
 
-NOBODY = 65534
 _INSIDE = Path(__file__).with_name("cvmfs_inside.py")
 _DEVICE = Path("/dev/fuse")
-# what nobody may run, where the interpreter of the tests is in somebody's home
-SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 class Refused(Exception):

@@ -8,7 +8,6 @@ import json
 import operator
 import os
 import pickle
-import select
 import shutil
 import socket
 import subprocess
@@ -18,15 +17,13 @@ from pathlib import Path
 
 import as_root
 import pytest
+from as_root import NOBODY, SYSTEM_PYTHON
 
 import hepscale.worker
 from hepscale.worker import proc, scratch
 from hepscale.worker.frames import FrameReader, Kind
 
 FOLDER = Path(hepscale.worker.__file__).parent
-NOBODY = 65534
-# of the system: that of a user may be out of others' sight
-SYSTEM_PYTHON = "/usr/bin/python3"
 _WAIT_S = 30
 # tries to write in many places; says where it could
 WRITE = """
@@ -92,7 +89,7 @@ def in_chroot(folder):
     return [*set_shared, "unshare", "--mount", "sh", "-ec", _CHROOT, "sh", str(top)]
 
 
-def without_namespaces(user=NOBODY):
+def without_namespaces():
     """Return the command that runs others where the kernel gives no user namespaces any more."""
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]
@@ -304,13 +301,4 @@ def alive(marker):
                 told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
                 if marker.encode() in told:
                     found[int(folder.name)] = told[-200:]
-    return found
-
-
-def wait_until(condition, timeout_s=10.0):
-    """Wait for something to become true."""
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end
-        select.select([], [], [], 0.01)
     return found

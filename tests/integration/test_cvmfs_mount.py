@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import squids
-from cvmfs_mounts import NOBODY, Refused, as_nobody, mounted, needed, open_to_all
+from as_root import NOBODY
+from cvmfs_mounts import Refused, as_nobody, mounted, needed, open_to_all
 from cvmfs_shown import (
     NAME,
     TREE,

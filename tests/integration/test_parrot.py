@@ -18,6 +18,7 @@ import queues
 import sandboxes
 import support
 from sandboxes import WRITE
+from support import wait_for
 
 import hepscale
 from hepscale import Interposer, Workers
@@ -35,7 +36,7 @@ def place():
         yield one
         # what waits for the next run has variables that name the folder
         hepscale.shutdown()
-        sandboxes.wait_until(lambda: not sandboxes.alive(str(one.folder)))
+        wait_for(lambda: not sandboxes.alive(str(one.folder)), 10)
 
 
 @pytest.fixture(params=["real", "stand-in"])
@@ -70,7 +71,7 @@ def test_a_task_that_is_cancelled(place, program):
     with sandboxes.server(place, kind="parrot", parrot=program) as one:
         source = "import os, time; os.fork(); open('busy', 'w').close(); time.sleep(1000)"
         folder = one.begin("a", source)
-        sandboxes.wait_until((folder / "busy").exists)
+        wait_for((folder / "busy").exists, 10)
         one.send({"op": "kill", "id": "a"})
         assert one.event()["status"] == "cancelled"
         assert one.run("b", "result = 1")[1] == 1
@@ -111,7 +112,7 @@ def test_kill_at_random_moments(place, program, who):
                 # only a real one ends all that its tasks have begun
                 source = source.replace("open", "os.fork() or os.setsid(); open", 1)
             folder = one.begin("task", source)
-            sandboxes.wait_until((folder / "busy").exists)
+            wait_for((folder / "busy").exists, 10)
             time.sleep(chance.uniform(0, 0.1))
             victims = {"parrot": one.process.pid, "worker": worker.pid}
             victims["forkserver"] = one.ready["pid"]
@@ -122,7 +123,7 @@ def test_kill_at_random_moments(place, program, who):
             worker.kill()
             worker.wait()
             one.close()
-        sandboxes.wait_until(lambda: not sandboxes.alive(str(place.shared / "worker")))
+        wait_for(lambda: not sandboxes.alive(str(place.shared / "worker")), 10)
         scratch.sweep(str(place.shared))
         assert {path.name for path in place.shared.iterdir()} <= {"worker", "parrot_run"}
 

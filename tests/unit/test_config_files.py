@@ -9,6 +9,7 @@ from pathlib import Path
 
 import as_root
 import pytest
+from as_root import NOBODY
 from click.testing import CliRunner
 from settings_files import CLUSTER
 
@@ -65,7 +66,7 @@ def test_folder_that_is_gone(layout, monkeypatch, tmp_path):
 def test_a_file_that_anybody_could_have_put_there(layout):
     as_root.needed("giving a file to somebody else")
     path = layout.write("project", "keep_runs = 3\n")
-    os.chown(path, 65534, 65534)
+    os.chown(path, NOBODY, NOBODY)
     assert load_settings().keep_runs == 3
     path.parent.chmod(0o1777)
     assert load_settings().keep_runs == 8

@@ -11,6 +11,7 @@ import zlib
 
 import as_root
 import pytest
+from as_root import NOBODY
 from caches import FQRN, PLAIN, fill, fill_as_cvmfs_does, flip, left, objects, put, read
 from objects import named, serving, stored
 from ports import closed
@@ -113,7 +114,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, folder, is_link):
         folder.symlink_to(tmp_path / "mine")
     else:
         folder.mkdir(0o700)
-    os.chown(folder, 65534, 65534, follow_symlinks=False)
+    os.chown(folder, NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(RepositoryError, match="not fit") as raised:
         Cache(str(folder))
     assert "65534" in raised.value.cause

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from as_root import mounted
+from as_root import NOBODY, mounted
 from caches import FQRN, PLAIN, fill, fill_as_cvmfs_does, flip, left, objects, put, read
 
 from hepscale.worker.cvmfs import ObjectError
@@ -174,7 +174,7 @@ def test_what_somebody_else_has_put_there_is_not_believed(server, fetcher, folde
     told = f"\n{name.cached[3:]} {hashlib.sha256(other).hexdigest()} {len(other)}\n"
     digest.write_text(told)
     for one in {"object": [path], "digest": [digest], "both": [path, digest]}[part]:
-        os.chown(one, 65534, 65534)
+        os.chown(one, NOBODY, NOBODY)
     with pytest.raises(ObjectError, match="damaged"):
         Cache(str(folder)).open(name, None)
     assert read(cache.open(name, fetcher)) == PLAIN

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from caches import PLAIN, left, objects, put, read
 from objects import silent
+from support import wait_for
 
 from hepscale.worker.cvmfs import ObjectError, store
 from hepscale.worker.cvmfs.cache import Cache
@@ -128,7 +129,7 @@ def test_who_is_killed_leaves_nothing(server, fetcher, folder):
     with run(WRITER, str(folder), server.url, name.text) as process:
         try:
             assert half.wait(60)
-            (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)])
+            (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)], 60)
             old = time.time() - 3600
             os.utime(folder / "txn" / temporary, (old, old))
             Cache(str(folder))
@@ -148,14 +149,6 @@ def test_who_is_killed_leaves_nothing(server, fetcher, folder):
 
 def size(folder, name):
     return (folder / "txn" / name).stat().st_size
-
-
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return found
 
 
 def test_who_is_stopped_does_not_stop_all(server, fetcher, folder, monkeypatch):

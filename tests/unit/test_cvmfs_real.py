@@ -9,6 +9,7 @@ import tarfile
 
 import pytest
 import real_files
+from as_root import NOBODY
 from shelf import Shelf
 
 from hepscale.worker.cvmfs import RepositoryError
@@ -18,7 +19,6 @@ from hepscale.worker.cvmfs.repository import Repository
 NAME = "hepscale.example.org"
 KINDS = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
 # what the kernel shows of a number that it has no user for
-NOBODY = 65534
 
 
 @pytest.fixture(scope="module")

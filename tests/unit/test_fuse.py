@@ -8,11 +8,11 @@ import os
 import stat
 import struct
 import threading
-import time
 from typing import Any
 
 import pytest
 from fuse_kernel import Chunk, Entry, Kernel, Name, Revision
+from support import wait_for
 
 from hepscale.worker.cvmfs import ObjectError, fuse
 from hepscale.worker.cvmfs.fuse import Flag, Opcode
@@ -30,13 +30,6 @@ def start():
             return kernel
 
         yield begin
-
-
-def until(holds: Any) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def init(minor: int = 45, flags: int = ALL, major: int = 7) -> bytes:
@@ -118,7 +111,7 @@ def test_who_reads_on_finds_the_next_chunk_there(start):
     kernel.read(node, 0, 10)
     assert opened == ["/g@0", "/g@20", "/f@0"]
     kernel.read(node, 10, 10)
-    until(lambda: set(opened[3:]) == {"/f@10", "/f@20"})
+    wait_for(lambda: set(opened[3:]) == {"/f@10", "/f@20"}, 10)
 
 
 def test_offsets_beyond_four_gigabytes(start, monkeypatch):
@@ -254,7 +247,7 @@ def test_two_who_wait_for_one_directory(start):
     arrives = kernel.revision.slow["/d"] = threading.Event()
     folder = kernel.look_up("d")
     both = {kernel.send(Opcode.LOOKUP, folder, b"f\0") for _ in range(2)}
-    until(lambda: kernel.revision.opened == ["/d", "/d"])
+    wait_for(lambda: kernel.revision.opened == ["/d", "/d"], 10)
     arrives.set()
     assert {kernel.receive()[0] for _ in range(2)} == both
     assert kernel.look_up("f", folder)
