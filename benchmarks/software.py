@@ -159,7 +159,7 @@ def _publish(place: Path) -> dict[str, Any]:
 @contextmanager
 def _serving(folder: Path) -> Iterator[str]:
     code = (
-        "import pathlib, sys; from cvmfs_mounts import served\n"
+        "import pathlib, sys; from web import served\n"
         "with served(pathlib.Path(sys.argv[1])) as url: print(url, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

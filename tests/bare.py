@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import as_root
 import pytest
 
 import hepscale
@@ -18,8 +24,7 @@ WORKER = Path(hepscale.__file__).parent / "worker"
 
 def minbase() -> Path:
     """Return a folder with Debian's minbase, made once and kept in the user's cache."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make a chroot")
+    as_root.needed("making a chroot")
     if shutil.which("debootstrap") is None:
         pytest.skip("debootstrap is not installed: apt-get install debootstrap")
     release = Path("/etc/os-release").read_text()
@@ -65,8 +70,7 @@ def without(*hidden: Path) -> tuple[str, ...]:
 
     The worker's own files stay, wherever they lie.
     """
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
+    as_root.needed("mounting")
     keep = load_settings().scratch_dir / "worker-kept"
     keep.mkdir(exist_ok=True)
     script = [f"mount --bind '{WORKER}' '{keep}'"]
@@ -81,3 +85,17 @@ def ours() -> list[Path]:
     # the system's own Python cannot be hidden without the rest of the system
     found -= {Path("/usr"), Path("/usr/local")}
     return sorted(one for one in found if not found & {*one.parents})
+
+
+def told(command: Sequence[str], **environ: str) -> str:
+    """Run a command that knows nothing of us, and has to succeed and to say nothing on stderr."""
+    done = subprocess.run(
+        command,
+        cwd="/",
+        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

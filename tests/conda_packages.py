@@ -13,19 +13,17 @@
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
 import conda
-import lz4._version
+import libraries
 import wheels
 from conda import PLACEHOLDER, Package
 from site_folder import row
-
-from hepscale.env.elf import _patchelf
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 LIBRARY = f"lib/{conda.PYTHON}"
@@ -41,7 +39,6 @@ _OF_PYTHON = (
 )
 UNWANTED = (*_OF_PYTHON, "lib/libtk8.6.so", f"{conda.SITE}/pip.py")
 # a module that needs glibc only, of which others are made
-_TEMPLATE = Path(lz4._version.__file__)
 _SHARER = """\
 from sharer import _version
 from sharer.inner import _version as other
@@ -88,6 +85,12 @@ def install(folder: Path, prefix: Path) -> Path:
     conda.install(folder, prefix, (folder / "names").read_text().split())
     wheels.install(wheels.Venv(prefix, folder), sorted(folder.glob("*.whl")))
     return prefix / "bin/python"
+
+
+def installed(channel: Path, top: Path, prefix: Path) -> Path:
+    """Install all packages; rattler's own files are left in ``top/rattler``."""
+    shutil.copytree(channel, top / "rattler")
+    return install(top / "rattler", prefix)
 
 
 def _python(folder: Path) -> Package:
@@ -173,14 +176,5 @@ def library(soname: str, *needs: str, rpath: str = "", runpath: str = "") -> byt
     """Return a shared library: a real one, that a process can load."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "library")
-        path.write_bytes(_TEMPLATE.read_bytes())
-
-        def change(*arguments: str) -> None:
-            subprocess.run([str(_patchelf()), *arguments, str(path)], check=True)
-
-        change("--remove-rpath", "--set-soname", soname)
-        for name in needs:
-            change("--add-needed", name)
-        if rpath or runpath:
-            change(*(["--force-rpath"] if rpath else []), "--set-rpath", rpath or runpath)
+        libraries.library(path, needs, soname=soname, rpath=rpath, runpath=runpath)
         return path.read_bytes()

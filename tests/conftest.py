@@ -15,6 +15,7 @@ import packed
 import pytest
 import support
 import uproot
+import wheels
 
 import hepscale
 
@@ -156,3 +157,15 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         for line in capsys.readouterr().err.splitlines()
         if "note: " in line and "Packing" not in line
     ]
+
+
+@pytest.fixture(scope="session")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
+    """Return a venv that no test changes."""
+    return wheels.make(tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the script of an analysis that uses the venv, in a folder of the module's own."""
+    return wheels.analysis(tmp_path_factory.mktemp("analysis"))

@@ -15,19 +15,17 @@ import subprocess
 import sys
 import traceback
 
-_NEWNS, _NEWUSER = 0x20000, 0x10000000
-_READ_ONLY, _NOSUID, _NODEV = 1, 2, 4
-_LIBRARY = ctypes.CDLL(None, use_errno=True)
+
+def unmounted(place, flags=0):
+    """Unmount at once, or not at all."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.umount2(os.fsencode(place), flags):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def call(name, *arguments):
-    if getattr(_LIBRARY, name)(*arguments):
-        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
-
-
-def enter():
+def enter(syscalls):
     uid, gid = os.getuid(), os.getgid()
-    call("unshare", _NEWUSER | _NEWNS)
+    syscalls.unshare(syscalls.NEW_USER | syscalls.NEW_MOUNTS)
     for file, line in (
         ("setgroups", "deny"),
         ("uid_map", f"{uid} {uid} 1"),
@@ -37,7 +35,7 @@ def enter():
             stream.write(line)
 
 
-def mount(worker, settings, repository, place):
+def mount(syscalls, worker, settings, repository, place):
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     server = subprocess.Popen(
         [sys.executable, "-I", "-S", worker, "--cvmfs", settings, repository, str(device)],
@@ -47,18 +45,17 @@ def mount(worker, settings, repository, place):
     said = json.loads(server.stdout.readline() or '{"fact": "the server ended"}')
     if "fact" not in said:
         options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
-        flags = _READ_ONLY | _NOSUID | _NODEV
-        call("mount", b"test", place.encode(), b"fuse", flags, f"{options},allow_other".encode())
+        flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount("test", place, "fuse", flags, f"{options},allow_other")
     os.close(device)
     return server, said
 
 
-def mount_theirs(worker, settings, _, place):
+def mount_theirs(syscalls, worker, settings, _, place):
     above, name = os.path.split(worker)
-    sys.path.insert(0, above)
     clients = importlib.import_module(f"{name}.clients")
     # or a program that it executes may not mount
-    importlib.import_module(f"{name}.syscalls").keep_privileges()
+    syscalls.keep_privileges()
     with open(settings) as stream:
         told = json.load(stream)
     try:
@@ -72,14 +69,17 @@ def mount_theirs(worker, settings, _, place):
 def main(worker, settings, repository, place, client):
     # what commands say goes elsewhere
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    enter()
+    above, name = os.path.split(worker)
+    sys.path.insert(0, above)
+    syscalls = importlib.import_module(f"{name}.syscalls")
+    enter(syscalls)
     how = mount_theirs if client == "cvmfs2" else mount
-    server, said = how(worker, settings, repository, place)
+    server, said = how(syscalls, worker, settings, repository, place)
     os.dup2(2, 1)
     print(json.dumps({**said, "pid": server.pid}), file=answers)
     if "fact" in said:
         sys.exit(server.wait())
-    names = {"os": os, "server": server, "call": call, "subprocess": subprocess}
+    names = {"os": os, "server": server, "unmounted": unmounted, "subprocess": subprocess}
     os.chdir(place)
     for line in sys.stdin:
         told = json.loads(line)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import json
 import os
 import shutil
@@ -13,18 +11,18 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import hepscale.worker
+import pytest
+from as_root import SYSTEM_PYTHON
 
-NOBODY = 65534
+import hepscale.worker
+from hepscale import doctor
+
 _INSIDE = Path(__file__).with_name("cvmfs_inside.py")
 _DEVICE = Path("/dev/fuse")
-# what nobody may run, where the interpreter of the tests is in somebody's home
-SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 class Refused(Exception):
@@ -58,6 +56,21 @@ class Mounted:
         self.server = said.pop("pid")
         if "fact" in said:
             raise Refused(said)
+
+
+def needed() -> None:
+    """Skip the tests where nothing can be mounted."""
+    if why := doctor.refused_sandbox():
+        pytest.skip(f"this machine lets users have no sandbox: {why}")
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        pytest.skip(f"this machine has no {_DEVICE} for its users")
+
+
+def as_nobody(test: Callable[..., None]) -> Any:
+    """Mark a test that becomes somebody else."""
+    why = "only root may become somebody else, who needs a Python that all may run"
+    may = os.getuid() == 0 and Path(SYSTEM_PYTHON).exists()
+    return pytest.mark.root(pytest.mark.skipif(not may, reason=why)(test))
 
 
 @contextlib.contextmanager
@@ -132,41 +145,3 @@ def mounted(
                 process.kill()
     finally:
         shutil.rmtree(folder)
-
-
-class Slow:
-    """A path that is answered when the test says so."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.asked, self.go_on = path, threading.Event(), threading.Event()
-
-
-@contextlib.contextmanager
-def served(folder: Path, slow: Slow | None = None) -> Iterator[str]:
-    """Serve a folder over HTTP; yield its URL."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # the head of an answer and its body are sent one by one: the second must not wait
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
-            if slow is not None and self.path == f"/{slow.path}":
-                slow.asked.set()
-                slow.go_on.wait(20)
-            super().do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,6 @@ from hepscale.workers.version import PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @contextmanager

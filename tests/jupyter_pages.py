@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+import ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,10 +54,7 @@ class Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """Serve a folder with JupyterLab and Notebook 7, kernels "python3" and, if there, "old"."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
+    port, token = ports.free(), secrets.token_hex(16)
     _prepare(folder)
     environ = {name: value for name, value in os.environ.items() if name != "HEPSCALE_VIEW"}
     environ |= {

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from typing import TYPE_CHECKING, Self
 
+import pytest
+import support
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+needs_worker = pytest.mark.skipif(
+    shutil.which("work_queue_worker") is None,
+    reason="work_queue_worker not installed; make system",
+)
+
+
+def workers_running() -> dict[int, str]:
+    """Return the command lines of our workers, by their process."""
+    return {pid: text for pid, text in support.processes().items() if "work_queue_worker" in text}
 
 
 class Listener:

@@ -8,7 +8,6 @@ import json
 import operator
 import os
 import pickle
-import select
 import shutil
 import socket
 import subprocess
@@ -16,17 +15,27 @@ import tempfile
 import time
 from pathlib import Path
 
+import as_root
 import pytest
+from as_root import NOBODY, SYSTEM_PYTHON
 
 import hepscale.worker
 from hepscale.worker import proc, scratch
 from hepscale.worker.frames import FrameReader, Kind
 
 FOLDER = Path(hepscale.worker.__file__).parent
-NOBODY = 65534
-# of the system: that of a user may be out of others' sight
-SYSTEM_PYTHON = "/usr/bin/python3"
 _WAIT_S = 30
+# tries to write in many places; says where it could
+WRITE = """
+import os
+result = {}
+for folder in %r:
+    try:
+        open(os.path.join(folder, "written"), "w").close()
+        result[folder] = "written"
+    except OSError as error:
+        result[folder] = error.errno
+"""
 
 # a root that is no mount point, as that of a chroot; the mounts go with their namespace
 _CHROOT = """
@@ -45,7 +54,7 @@ exec chroot "$root" "$@"
 
 def as_nobody():
     """Return the command that runs others as user nobody."""
-    need_root()
+    as_root.needed("becoming somebody else")
     return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
 
 
@@ -73,14 +82,14 @@ exec "$@"
 
 def in_chroot(folder):
     """Return the command that runs others as root in a chroot, which shares `folder` with us."""
-    need_root()
+    as_root.needed("making a chroot")
     top = folder / "top"
     top.mkdir()
     set_shared = ["env", f"SHARED={folder / 'shared'}"]
     return [*set_shared, "unshare", "--mount", "sh", "-ec", _CHROOT, "sh", str(top)]
 
 
-def without_namespaces(user=NOBODY):
+def without_namespaces():
     """Return the command that runs others where the kernel gives no user namespaces any more."""
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"]
@@ -97,13 +106,8 @@ def filtered(action):
 
 def without_fuse():
     """Return the command that runs others where there is no ``/dev/fuse``."""
-    need_root()
+    as_root.needed("hiding /dev/fuse")
     return ["unshare", "--mount", "sh", "-ec", _BARE_DEVICES, "sh"]
-
-
-def need_root():
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
 
 
 class Place:
@@ -121,6 +125,16 @@ class Place:
 
     def remove(self):
         shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def place():
+    """A place, which stays there if what is checked at its end does not hold."""
+    if not os.path.exists(SYSTEM_PYTHON):
+        pytest.skip("this system has no Python of its own")
+    one = Place()
+    yield one
+    one.remove()
 
 
 class Server:
@@ -287,13 +301,4 @@ def alive(marker):
                 told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
                 if marker.encode() in told:
                     found[int(folder.name)] = told[-200:]
-    return found
-
-
-def wait_until(condition, timeout_s=10.0):
-    """Wait for something to become true."""
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end
-        select.select([], [], [], 0.01)
     return found

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from site_folder import BELOW, Prefix
 
-from hepscale.env import index, interpreter
+from hepscale.env import index, interpreter, reach
+from hepscale.env.reach import Reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,3 +54,8 @@ class Site(Prefix):
         now = next(_times)
         os.utime(info / "RECORD", (now, now))
         return info
+
+
+def reached(site: Site, *modules: str, **options: object) -> dict[str, Reached]:
+    """Return what modules reach when they are imported."""
+    return reach.at_import(modules, site.index(), **options)  # type: ignore[arg-type]

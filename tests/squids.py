@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import ports
 import pytest
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ def running(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     program = shutil.which("squid", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("there is no squid (Debian: squid)")
-    with socket.create_server((host, 0)) as listener:
-        address = f"{host}:{listener.getsockname()[1]}"
+    address = f"{host}:{ports.free(host)}"
     config = folder / "squid.conf"
     config.write_text(
         f"http_port {address}\nhttp_access allow all\nicp_port 0\npid_filename none\n"

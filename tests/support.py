@@ -251,3 +251,16 @@ def script(path: Path, source: str, *args: object, **environ: str) -> Iterator[S
 def as_json(output: dict[str, Any]) -> dict[str, Any]:
     """Return a tally as it comes out of JSON."""
     return {**output, "chunks": sorted([list(one) for one in output["chunks"]])}
+
+
+def python(*args: str, cwd: Path, **environ: str) -> str:
+    """Run Python, which has to succeed and to say nothing on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environ},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

@@ -300,19 +300,6 @@ def need(shell: str) -> str:
     return shell
 
 
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a small file system there; skip where this is not possible."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system needs root; run the tests as root to see this one")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def flipped(content: bytes) -> bytes:
     """Return the bytes with one bit changed in their middle."""
     at = len(content) // 2

@@ -29,7 +29,6 @@ from site_folder import row, write
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pytest
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SITE = f"lib/python{VERSION}/site-packages"
@@ -200,13 +199,3 @@ def analysis(folder: Path) -> Path:
     }
     write(folder, files)
     return folder / "analysis.py"
-
-
-_made: list[Venv] = []
-
-
-def shared(factory: pytest.TempPathFactory) -> Venv:
-    """Return a venv that all tests of a session use, and none may change."""
-    if not _made:
-        _made.append(make(factory.mktemp("wheels")))
-    return _made[0]

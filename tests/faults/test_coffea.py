@@ -14,6 +14,7 @@ import elsewhere
 import equal_analysis
 import hist
 import numpy as np
+import ports
 import pytest
 import queues
 import support
@@ -111,7 +112,7 @@ def test_a_file_that_only_this_machine_has(files, tmp_path, monkeypatch):
     secret = Path(os.environ["HEPSCALE_SCRATCH_DIR"]) / "password"
     secret.touch(0o600)
     secret.write_text("secret")
-    data, place, port = tmp_path / "data", tmp_path / "place", elsewhere.free_port()
+    data, place, port = tmp_path / "data", tmp_path / "place", ports.free("")
     data.mkdir()
     fileset = {"data": [shutil.copy(files.good[0], data / f"{n}.root") for n in range(100)]}
     options = {"engine": crews.engine, "port": port, "password_file": secret, "retries": 3}

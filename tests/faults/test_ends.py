@@ -14,7 +14,7 @@ import crew as crews
 import pytest
 import queues
 import support
-import unpacking
+from as_root import mounted
 from crew import meanwhile
 
 import hepscale
@@ -155,7 +155,7 @@ def test_a_chunk_that_kills_the_forkserver_is_given_up(crew, retries):
 @pytest.mark.root
 def test_a_worker_whose_disk_is_too_small(crew, tmp_path):
     started = []
-    with unpacking.mounted(tmp_path / "small", "size=4m") as small:
+    with mounted(tmp_path / "small", "size=4m") as small:
 
         def act():
             crews.busy_workers(1)
@@ -170,7 +170,7 @@ def test_a_worker_whose_disk_is_too_small(crew, tmp_path):
 
 @pytest.mark.root
 def test_disks_that_are_all_too_small(crew, tmp_path):
-    with unpacking.mounted(tmp_path / "small", "size=4m") as small:
+    with mounted(tmp_path / "small", "size=4m") as small:
         # TaskVine knows how much it would have to send, and sends nothing
         said = "No worker has room" if crews.engine == "taskvine" else "Workers break off"
         with pytest.raises(hepscale.EngineError, match=said) as caught:
@@ -259,7 +259,7 @@ def test_workers_that_are_cut_off_when_their_tasks_load(crew, monkeypatch, most)
 @pytest.mark.root
 def test_a_disk_becomes_full(crew, tmp_path):
     started = []
-    with unpacking.mounted(tmp_path / "small", "size=400m") as small:
+    with mounted(tmp_path / "small", "size=400m") as small:
 
         def act():
             # both from the beginning: one alone would take what there is

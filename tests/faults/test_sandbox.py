@@ -18,6 +18,7 @@ import pytest
 import queues
 import sandboxes
 from crew import meanwhile
+from support import wait_for
 
 import hepscale
 from hepscale.worker import proc, scratch
@@ -45,16 +46,13 @@ def engine():
 
 @pytest.fixture
 def place():
-    if not os.path.exists(sandboxes.SYSTEM_PYTHON):
-        pytest.skip("this system has no Python of its own")
-    one = sandboxes.Place()
-    yield one
-    sandboxes.wait_until(lambda: not sandboxes.alive(str(one.shared)))
-    # others on this machine may mount what they like
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert str(one.folder) not in mounts
-    assert " /hepscale/" not in mounts
-    one.remove()
+    with sandboxes.place() as one:
+        yield one
+        wait_for(lambda: not sandboxes.alive(str(one.shared)), 10)
+        # others on this machine may mount what they like
+        mounts = Path("/proc/self/mountinfo").read_text()
+        assert str(one.folder) not in mounts
+        assert " /hepscale/" not in mounts
 
 
 def marked(place):
@@ -76,8 +74,8 @@ while True:
     within = ["prlimit", "--nproc=150", *sandboxes.as_nobody()]
     with sandboxes.server(place, within) as one:
         folder = one.begin("bomb", source)
-        sandboxes.wait_until((folder / "busy").exists)
-        sandboxes.wait_until(lambda: len(sandboxes.alive(str(place.shared))) > 100)
+        wait_for((folder / "busy").exists, 10)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) > 100, 10)
         # there is hardly a process left for others of the same user: that is not their end
         one.begin("meanwhile", "result = 1")
         one.send({"op": "kill", "id": "bomb"})
@@ -85,7 +83,7 @@ while True:
         assert ended["bomb"] == "cancelled"
         assert ended["meanwhile"] in {"done", "died"}
         # forkserver, nursery, and the cell of the next task
-        sandboxes.wait_until(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3, 10)
         assert one.run("after", "result = 1")[1] == 1
 
 
@@ -118,7 +116,7 @@ def test_what_outlives_its_parent_ends_with_the_task(place):
     with sandboxes.server(place) as one:
         ended, result = one.run("daemons", source, environ=marked(place))
         assert (ended["status"], result) == ("done", 1)
-        sandboxes.wait_until(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3, 10)
 
 
 def victims(server, nursery, at_first):
@@ -150,7 +148,7 @@ def test_kill_of_tasks_at_random_moments(place):
             assert (ended["id"], ended["status"]) == (f"task{number}", "died")
             assert folder.exists()
             # the next begins while the kernel still ends the last
-        sandboxes.wait_until(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3, 10)
         assert one.run("after", "result = 1")[1] == 1
 
 
@@ -169,8 +167,8 @@ def test_kill_of_others_at_random_moments(place, who):
                 children = proc.children(one.process.pid)
             else:
                 # while it tries what is there, or starts
-                children = sandboxes.wait_until(
-                    lambda one=one: proc.children(one.process.pid) or one.process.poll()
+                children = wait_for(
+                    lambda one=one: proc.children(one.process.pid) or one.process.poll(), 10
                 )
             time.sleep(chance.uniform(0, 0.1))
             # the nursery was the first
@@ -182,7 +180,7 @@ def test_kill_of_others_at_random_moments(place, who):
             worker.kill()
             worker.wait()
             one.close()
-        sandboxes.wait_until(lambda: not sandboxes.alive(str(place.shared)))
+        wait_for(lambda: not sandboxes.alive(str(place.shared)), 10)
         scratch.sweep(str(place.shared))
         assert [path.name for path in place.shared.iterdir()] == ["worker"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import crew as crews
 import elsewhere
 import packed
+import ports
 import pytest
 import queues
 import slurm
@@ -56,7 +57,7 @@ def secret():
 
 
 def test_a_worker_in_a_bare_root(tmp_path, secret):
-    place, port = tmp_path / "place", elsewhere.free_port()
+    place, port = tmp_path / "place", ports.free("")
     chroot = elsewhere.bare_root(tmp_path / "bare", secret.parent, tmp_path, engine=crews.engine)
 
     def where(item):
@@ -73,7 +74,7 @@ def test_a_worker_in_a_bare_root(tmp_path, secret):
 def test_a_network_is_cut_and_put_back(crew, tmp_path, secret, monkeypatch):
     monkeypatch.setattr(managers, "_SILENT_S", 1)
     monkeypatch.setattr(managers, "_ANSWER_S", 1)
-    port = elsewhere.free_port()
+    port = ports.free("")
     options = {"port": port, "password_file": secret, "workers": None, "seconds": 0.2}
     with elsewhere.network() as (within, host, link):
 

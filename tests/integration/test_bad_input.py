@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import uproot
 from analysis import tally, where
+from as_root import mounted
 from coffea.nanoevents import BaseSchema
 from coffea.processor import IterativeExecutor, Runner
 from support import CHUNK, EVENTS, broken, complete, failing, ranges, run, tally_of
@@ -196,19 +196,6 @@ def test_setting_that_cannot_be_used(files, monkeypatch):
 
 
 # -- folders -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def mounted(folder, options):
-    """Mount a small file system there; skip where this is not possible."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system needs root; run the tests as root to see this one")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import uproot
 from coffea import processor
 from coffea.nanoevents import BaseSchema, NanoAODSchema
 from coffea.processor import Err, IterativeExecutor, Ok, Runner
+from real_files import real
 
 import hepscale
 from hepscale import HepScaleExecutor, run_uproot_job
@@ -47,15 +47,6 @@ def both(fileset, instance, *, options=None, call=None, **runner):
     return found
 
 
-def real_file(name):
-    """Return the path of a CMS file; skip the test where there is none."""
-    given = os.environ.get("HEPSCALE_TEST_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / name).is_file():
-        pytest.skip(f"no {folder / name}: set HEPSCALE_TEST_DATA to the folder that has {name}")
-    return str(folder / name)
-
-
 @pytest.mark.parametrize("instance", [ZMuMuProcessor(), analysis.Everything()])
 def test_generated_events(sample, instance):
     want, got = both(sample, instance)
@@ -87,7 +78,7 @@ def test_the_comparison_tells_outputs_apart(sample):
     ],
 )
 def test_real_events(name, events):
-    want, got = both({"real": [real_file(name)]}, ZMuMuProcessor(), chunksize=events // 4)
+    want, got = both({"real": [str(real(name))]}, ZMuMuProcessor(), chunksize=events // 4)
     analysis.same(want, got)
     assert got["cutflow"]["real"]["all events"] == events
 

@@ -2,127 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
-import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import squids
-from cvmfs_mounts import NOBODY, SYSTEM_PYTHON, Mounted, Refused, Slow, mounted, open_to_all, served
-from publisher import TIME, File, Folder, Link, Site, publish
+from as_root import NOBODY
+from cvmfs_mounts import Refused, as_nobody, mounted, needed, open_to_all
+from cvmfs_shown import (
+    NAME,
+    TREE,
+    WALK,
+    contents,
+    differences,
+    expected,
+    fresh,
+    read_only,
+    site_cache,
+    until,
+)
+from publisher import File, Folder, Link, publish
+from real_files import real
+from web import Slow, served
 
-NAME = "demo.example.org"
-_WHY = "only root may become somebody else, who needs a Python that all may run"
 # a port on which nobody listens
 CLOSED = "http://127.0.0.1:9"
 CLIENTS = ["client", *(["cvmfs2"] if shutil.which("cvmfs2") else [])]
-WALK = """
-import hashlib, stat
-
-def look(path):
-    status = os.lstat(path or ".")
-    one = {"mode": oct(status.st_mode), "mtime_ns": status.st_mtime_ns}
-    if not stat.S_ISDIR(status.st_mode):
-        one |= {"size": status.st_size, "nlink": status.st_nlink}
-    if stat.S_ISLNK(status.st_mode):
-        one["target"] = os.readlink(path)
-    if stat.S_ISREG(status.st_mode):
-        with open(path, "rb") as stream:
-            one["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return one
-
-result = {"": look("")}
-for folder, folders, files in os.walk("."):
-    for name in [*folders, *files]:
-        path = os.path.relpath(os.path.join(folder, name), ".")
-        result[path] = look(path)
-"""
-
-
-def as_nobody(test):
-    may = os.getuid() == 0 and Path(SYSTEM_PYTHON).exists()
-    return pytest.mark.root(pytest.mark.skipif(not may, reason=_WHY)(test))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    if not Path("/dev/fuse").exists():
-        pytest.skip("there is no /dev/fuse")
-    command = ["unshare", "--user", "--mount", "--map-current-user", "true"]
-    tried = subprocess.run(command, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"no user namespaces: {tried.stderr}")
+    needed()
     with open_to_all():
-        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            pytest.skip("/dev/fuse is not for this user")
         yield
-
-
-TREE = {
-    "README": File(content=b"hello\n", xattrs={"user.note": b"a note"}),
-    "empty": b"",
-    "emptydir": Folder(),
-    "run.sh": File(content=b"#!/bin/sh\necho ran\n", mode=0o755),
-    "latest": Link(target="v1/$(ARCH:-any)"),
-    "dangling": Link(target="nowhere"),
-    "plain": File(content=b"as it is", compressed=False, mtime_ns=TIME * 10**9 + 123_456_789),
-    "größe": Folder({"ä \"b\" 'c'": b"not ASCII"}),
-    "hard": Folder({"a": File(content=b"one", group=1), "b": File(content=b"one", group=1)}),
-    "v1": Folder(
-        {
-            "any": Folder({"lib.py": b"value = 1\n"}),
-            "big": File(content=bytes(range(256)) * 4000, chunk=100_000),
-            "deep": Folder({"er": Folder({"file": b"x"})}, nested=True),
-        },
-        nested=True,
-    ),
-    "many": Folder({f"f{number:04}": b"%d" % number for number in range(700)}, nested=True),
-    "secret": Folder({"found": b"by name"}, hidden=True),
-}
-
-
-def expected(entries, above=""):
-    """Return what WALK has to find of a published tree."""
-    found = {}
-    for name, given in entries.items():
-        path, node = f"{above}{name}", File(content=given) if isinstance(given, bytes) else given
-        kind = {File: 0o100644, Link: 0o120777, Folder: 0o040755}[type(node)]
-        mode = stat.S_IFMT(kind) | (node.mode or stat.S_IMODE(kind))
-        found[path] = {"mode": oct(mode), "mtime_ns": node.mtime_ns}
-        if node.hidden:
-            del found[path]
-        elif isinstance(node, Folder):
-            found |= expected(node.entries, f"{path}/")
-        elif isinstance(node, Link):
-            target = node.target.replace("$(ARCH:-any)", "any")
-            found[path] |= {"target": target, "size": len(target), "nlink": 1}
-        else:
-            content = node.content
-            digest = hashlib.sha256(content).hexdigest()
-            links = 2 if node.group else 1
-            found[path] |= {"sha256": digest, "size": len(content), "nlink": links}
-    return found
-
-
-def differences(found, wanted):
-    """Return what is not as it should be, of each entry; [] if it is all the same."""
-    return [
-        (path, found.get(path), wanted.get(path))
-        for path in sorted({*found, *wanted})
-        if found.get(path) != wanted.get(path)
-    ][:5]
 
 
 @pytest.fixture(scope="module")
@@ -155,36 +74,6 @@ def place():
     with tempfile.TemporaryDirectory(prefix="hepscale-cvmfs-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
-
-
-def read_only(folder: Path) -> None:
-    """Let everybody read a folder, and nobody but root write to it."""
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-
-
-@contextlib.contextmanager
-def fresh(site: Site, tmp_path: Path, **settings: Any):
-    """Mount what `site` publishes, with an empty cache."""
-    with (
-        served(site.folder) as url,
-        mounted(site.settings(url), tmp_path / "cache", **settings) as inside,
-    ):
-        yield inside
-
-
-def until(inside: Mounted, revision: int) -> None:
-    """Wait for a revision."""
-    inside.run(
-        """
-        import time
-        end = time.monotonic() + 10
-        while os.getxattr(".", "user.revision") != wanted:
-            assert time.monotonic() < end, os.getxattr(".", "user.revision")
-            time.sleep(0.01)
-        time.sleep(0.05)
-        """.replace("wanted", repr(b"%d" % revision))
-    )
 
 
 def test_each_entry_offline_from_a_warm_cache(site, warm):
@@ -400,7 +289,8 @@ def test_a_server_that_is_killed_leaves_an_error_and_no_hang(site, warm):
 _KILLED = """
 import os, sys, threading, time
 sys.path.insert(0, sys.argv[1])
-from cvmfs_inside import call, enter
+from cvmfs_inside import enter, unmounted
+from hepscale.worker import syscalls
 from hepscale.worker.cvmfs import fuse
 
 FORCE = 1
@@ -417,19 +307,19 @@ def serve(device):
         time.sleep(0.01)
     os.kill(os.getpid(), 9)
 
-place = sys.argv[2].encode()
-enter()
+place = sys.argv[2]
+enter(syscalls)
 device = os.open("/dev/fuse", os.O_RDWR)
 server = os.fork()
 if server == 0:
     serve(device)
 options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
-call("mount", b"test", place, b"fuse", 1, options.encode())
+syscalls.mount("test", place, "fuse", syscalls.MS_RDONLY, options)
 os.close(device)
 client = os.fork()
 if client == 0:
     try:
-        os.stat(place + b"/name")
+        os.stat(place + "/name")
     except OSError as error:
         os._exit(error.errno)
 end = time.monotonic() + 10
@@ -442,7 +332,7 @@ while left and time.monotonic() < end:
             print("server" if pid == server else "client", os.waitstatus_to_exitcode(status))
     time.sleep(0.01)
 # or they would stay for ever
-call("umount2", place, FORCE)
+unmounted(place, FORCE)
 """
 
 
@@ -458,8 +348,7 @@ def test_a_server_that_is_killed_while_it_tells_of_a_change_ends(tmp_path):
 def test_the_server_ends_with_the_mount_and_with_its_parent(site, warm):
     with mounted(site.settings(CLOSED), warm) as inside:
         inside.run(
-            "place = os.getcwd().encode(); os.chdir('/'); call('umount2', place, 0);"
-            "assert server.wait(5) == 0"
+            "place = os.getcwd(); os.chdir('/'); unmounted(place); assert server.wait(5) == 0"
         )
     with mounted(site.settings(CLOSED), warm) as inside:
         server = inside.server
@@ -470,38 +359,6 @@ def test_the_server_ends_with_the_mount_and_with_its_parent(site, warm):
         time.sleep(0.01)
 
 
-def data(name: str) -> Path:
-    """Return a file of the repository that the real CVMFS software published."""
-    given = os.environ.get("HEPSCALE_TEST_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / "cvmfs" / name).exists():
-        pytest.skip(f"no {folder / 'cvmfs' / name}: set HEPSCALE_TEST_DATA to the folder")
-    return folder / "cvmfs" / name
-
-
-def site_cache(web: Path, folder: Path) -> None:
-    """Make an alien cache that lacks a part of a repository; its objects are not compressed."""
-    for path in web.glob("data/*/*"):
-        if path.parent.name >= "20" and path.name[-1] != "P":
-            content = path.read_bytes()
-            with contextlib.suppress(zlib.error):
-                content = zlib.decompress(content)
-            there = folder / path.parent.name / path.name.rstrip("CHMXP")
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_bytes(content)
-
-
-def contents(name: str) -> dict[str, Any]:
-    """Return what WALK has to find, by what the real client has shown."""
-    bits = {"dir": stat.S_IFDIR, "file": stat.S_IFREG, "symlink": stat.S_IFLNK}
-    found = {}
-    for one in json.loads(data(name).read_text())["entries"]:
-        keys = ["mtime_ns", "size", "sha256", "target", "nlink"]
-        mode = oct(bits[one["type"]] | int(one["mode"], 8))
-        found[one["path"]] = {"mode": mode, **{key: one[key] for key in keys if key in one}}
-    return found
-
-
 @as_nobody
 def test_each_entry_of_a_repository_of_the_real_software(place):
     """As root revision 4, and the change to 5 in the same mount; as nobody what that left, offline.
@@ -510,14 +367,14 @@ def test_each_entry_of_a_repository_of_the_real_software(place):
     proxies, from the second of the servers, of both of which the first is dead.
     """
     web, alien, cache = place / "web", place / "alien", place / "cache"
-    with tarfile.open(data("repo.tar")) as archive:
+    with tarfile.open(real("cvmfs/repo.tar")) as archive:
         archive.extractall(web, filter="data")
     site_cache(web, alien)
     newest = (web / ".cvmfspublished").read_bytes()
-    shutil.copy(data("cvmfspublished.rev1"), web / ".cvmfspublished")
+    shutil.copy(real("cvmfs/cvmfspublished.rev1"), web / ".cvmfspublished")
     settings = {
-        "name": "hepscale.example.org", "keys": [data("repo.pub").read_text()], "root_hash": None,
-        "tag": None, "blacklist": [],
+        "name": "hepscale.example.org", "keys": [real("cvmfs/repo.pub").read_text()],
+        "root_hash": None, "tag": None, "blacklist": [],
     }  # fmt: skip
     options = {"alien_cache": str(alien), "max_ttl_s": 1.0}
     with (

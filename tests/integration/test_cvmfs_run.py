@@ -11,28 +11,30 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import as_root
+import cvmfs_mounts
 import publisher
 import pytest
-from cvmfs_mounts import open_to_all, served
+import sandboxes
+from as_root import NOBODY, SYSTEM_PYTHON
+from cvmfs_mounts import open_to_all
 from publisher import File, Link
 from support import wait_for
+from web import served
 
 import hepscale
-from hepscale import doctor
 from hepscale.worker import proc
 
 NAME = "demo.example.org"
-NOBODY = 65534
 TREE = {
     "README": File(content=b"read me\n"),
     "absolute": Link(target=f"/cvmfs/{NAME}/py/tool.py"),
     "py": {"tool.py": b"print('a tool')\n"},
 }
 # that of a user may be out of others' sight
-SYSTEM_PYTHON = "/usr/bin/python3"
 PATH = os.pathsep.join([str(Path(hepscale.__file__).parents[1]), sysconfig.get_path("purelib")])
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -40,8 +42,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """Serve a repository; yield a folder that everybody may enter, with the settings of it."""
-    if doctor.refused_sandbox() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("this machine lets users have no namespaces, or has no /dev/fuse for them")
+    cvmfs_mounts.needed()
     folder = Path(tempfile.mkdtemp(prefix="hepscale-cvmfs-run-", dir="/var/tmp"))
     folder.chmod(0o777)
     site = publisher.publish(folder / "web" / NAME, NAME, TREE)
@@ -64,7 +65,7 @@ def line(place: Path, *args: str, name: str = NAME, python: str = sys.executable
 
 @pytest.fixture
 def run(place: Path) -> Run:
-    def run(*args: str, before: tuple[str, ...] = (), **options: str) -> object:
+    def run(*args: str, before: Sequence[str] = (), **options: str) -> object:
         environ = {**os.environ, "USER": "me", "PYTHONPATH": PATH, **options.pop("env", {})}
         return subprocess.run(
             [*before, *line(place, *args, **options)],
@@ -142,20 +143,15 @@ def test_repositories_that_cannot_be_had(run):
 
 
 def test_machines_that_refuse_namespaces(run):
-    if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
-    off = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all "
-    off += '--inh-caps=-all --no-new-privs -- "$@"'
-    done = run("--", "true", before=("unshare", "-Ur", "sh", "-ec", off, "sh"))
+    as_root.needed("becoming somebody else")
+    done = run("--", "true", before=sandboxes.without_namespaces())
     assert done.returncode == 1
     assert "Nothing can be mounted on this machine." in done.stderr
     assert "hepscale doctor" in done.stderr
 
 
 def test_somebody_without_privileges(run):
-    if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
-    drop = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+    drop = sandboxes.as_nobody()
     home = {"USER": "nobody", "HOME": "/var/tmp", "XDG_CONFIG_HOME": "/var/tmp/none"}
     look = [*drop, SYSTEM_PYTHON, "-c", "import pydantic, click, rich, hepscale"]
     environ = {**os.environ, **home, "PYTHONPATH": PATH}

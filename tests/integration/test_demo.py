@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 from pathlib import Path
 
 import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from as_root import mounted
 from coffea import processor
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from queues import where_installed
+from real_files import real
 from rich.console import Console
 
 import hepscale
@@ -32,15 +33,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("events"), events=40_000)
-
-
-def real_file(name: str) -> str:
-    """Return the path of a CMS file; skip the test where there is none."""
-    given = os.environ.get("HEPSCALE_TEST_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    if not (folder / name).is_file():
-        pytest.skip(f"no {folder / name}: set HEPSCALE_TEST_DATA to the folder that has {name}")
-    return str(folder / name)
 
 
 def iterative(fileset, chunksize=10_000, schema=NanoAODSchema):
@@ -174,20 +166,12 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 @pytest.mark.root
 def test_full_disk(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a small file system: {done.stderr}")
-    try:
+    with mounted(tmp_path, "size=1m"):
         with pytest.raises(RunDirectoryError, match="cannot be written") as caught:
             generate(tmp_path, events=100_000)
         assert "No space left" in caught.value.cause
         assert "free 17 MB" in caught.value.fix
         assert list(tmp_path.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_the_z_boson_is_found(sample):
@@ -217,7 +201,7 @@ def test_the_z_boson_is_found(sample):
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:coffea.nanoevents")
 def test_real_files(name, events, selected):
-    output = iterative({"real": [real_file(name)]}, chunksize=events // 2)
+    output = iterative({"real": [str(real(name))]}, chunksize=events // 2)
     counts = list(output["cutflow"]["real"].values())
     assert counts[0] == events
     assert counts == sorted(counts, reverse=True)

@@ -7,17 +7,9 @@ from typing import Any
 
 import pytest
 from jupyter_client.manager import start_new_kernel
+from kernels import IGNORED, VIEW_TYPE
 
-pytestmark = [
-    # Of the libraries that talk to the kernel, not of ours.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning:(jupyter_client|zmq|traitlets|asyncio).*"
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
+pytestmark = IGNORED
 RUN = """
 import threading, time, hist, hepscale
 from pathlib import Path

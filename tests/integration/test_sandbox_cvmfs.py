@@ -9,8 +9,9 @@ from pathlib import Path
 import publisher
 import pytest
 import sandboxes
-from cvmfs_mounts import open_to_all, served
+from cvmfs_mounts import open_to_all
 from publisher import File
+from web import served
 
 import hepscale
 from hepscale.config import load_settings
@@ -29,15 +30,6 @@ open(f"{target}/README", "w").write("read me\\n")
 time.sleep(1000)
 """
 READ = f"result = open('/cvmfs/{NAME}/README').read()"
-
-
-@pytest.fixture(scope="module")
-def place():
-    if not os.path.exists(sandboxes.SYSTEM_PYTHON):
-        pytest.skip("this system has no Python of its own")
-    one = sandboxes.Place()
-    yield one
-    one.remove()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import nbclient
 import nbformat
 import pytest
+from kernels import IGNORED, VIEW_TYPE
 from rich.console import Console
 
 from hepscale.notebook_run import run_file
@@ -17,16 +18,7 @@ from hepscale.notebook_run import run_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    # Of the libraries that talk to the kernel, not of ours.
-    pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning:(jupyter_client|zmq|traitlets|asyncio).*"
-    ),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
+pytestmark = IGNORED
 DRIVE = """
 import time
 from hepscale.executor.task import *

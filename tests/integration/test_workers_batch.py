@@ -16,6 +16,7 @@ import pytest
 import slurm
 import support
 from click.testing import CliRunner
+from managers import workers_running
 
 from hepscale import EngineError, Workers
 from hepscale.cli import main
@@ -23,17 +24,9 @@ from hepscale.config import load_settings
 from hepscale.workers import groups, records
 from hepscale.workers.version import worker_version
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("work_queue_worker"), reason="work_queue_worker not installed; make system"
-)
+pytestmark = managers.needs_worker
 
 KINDS = ("slurm", "condor", "sge", "pbs", "torque")
-
-
-@pytest.fixture
-def listener():
-    with managers.Listener() as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +35,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HEPSCALE_CACHE_DIR", str(tmp_path / "it's a cache"))
     yield
     assert records.every(load_settings()) == []
-    support.wait_for(lambda: not worker_pids(), 20)
-
-
-def worker_pids():
-    return [pid for pid, text in support.processes().items() if "work_queue_worker" in text]
+    support.wait_for(lambda: not workers_running(), 20)
 
 
 @pytest.fixture
@@ -70,12 +59,12 @@ def test_stubs(stub, listener, tmp_path, kind, count):
         for _ in range(count):
             assert listener.accept().startswith("workqueue ")
         assert (tmp_path / "set up").exists()
-        assert workers.alive() == count == len(worker_pids())
-        os.kill(worker_pids()[0], signal.SIGTERM)
+        assert workers.alive() == count == len(workers_running())
+        os.kill(min(workers_running()), signal.SIGTERM)
         support.wait_for(lambda: workers.alive() == count - 1)
         # it writes when it ends; HTCondor brings that back, and the stub does not
         assert kind == "condor" or "connected to manager" in workers.said()
-    support.wait_for(lambda: not worker_pids())
+    support.wait_for(lambda: not workers_running())
     assert re.search("^(scancel|condor_rm|qdel) ", (jobs / "calls").read_text(), re.MULTILINE)
     assert list((tmp_path / "it's a cache/workers").iterdir()) == []
 
@@ -167,9 +156,9 @@ def test_jobs_of_a_killed_owner_are_cancelled_by_the_next(stub, listener, tmp_pa
             listener.accept()
         assert owner.process.stdout.readline() == "ready\n"
         owner.kill()
-    assert len(worker_pids()) == 2
+    assert len(workers_running()) == 2
     groups.sweep(load_settings())
-    support.wait_for(lambda: not worker_pids())
+    support.wait_for(lambda: not workers_running())
 
 
 # -- Slurm -----------------------------------------------------------------------------------------
@@ -201,11 +190,11 @@ def test_slurm(cluster, listener):
             assert listener.accept().startswith("workqueue ")
         assert states(cluster) == ["RUNNING", "RUNNING"]
         assert workers.alive() == 2
-        for pid in worker_pids():
+        for pid in workers_running():
             environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
             assert {"FROM_SETUP=yes", "SLURM_CPUS_PER_TASK=2"} <= set(environ)
         begun = time.monotonic()
-    support.wait_for(lambda: not worker_pids(), 10)
+    support.wait_for(lambda: not workers_running(), 10)
     print(f"workers gone {time.monotonic() - begun:.1f} s after stop")
     support.wait_for(lambda: set(states(cluster)) <= {"CANCELLED"}, 10)
 
@@ -240,6 +229,6 @@ def test_slurm_workers_end_when_their_manager_has_gone(cluster, tmp_path):
             assert owner.process.stdout.readline() == "ready\n"
             owner.kill()
         begun = time.monotonic()
-    support.wait_for(lambda: not worker_pids(), 40)
+    support.wait_for(lambda: not workers_running(), 40)
     print(f"workers gone {time.monotonic() - begun:.1f} s after their manager")
     groups.sweep(load_settings())

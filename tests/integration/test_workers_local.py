@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import stat
 import subprocess
@@ -17,6 +16,7 @@ import managers
 import pytest
 import support
 from click.testing import CliRunner
+from managers import workers_running
 
 from hepscale import EngineError, Workers
 from hepscale.cli import main
@@ -24,9 +24,7 @@ from hepscale.config import load_settings
 from hepscale.workers import groups, records, supervisor
 from hepscale.workers.version import worker_version
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("work_queue_worker"), reason="work_queue_worker not installed; make system"
-)
+pytestmark = managers.needs_worker
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +32,6 @@ def nothing_runs():
     yield
     support.wait_for(lambda: not workers_running() and not support.scratch(), 10)
     assert records.every(load_settings()) == []
-
-
-@pytest.fixture
-def listener():
-    with managers.Listener() as made:
-        yield made
-
-
-def workers_running():
-    return {pid: text for pid, text in support.processes().items() if "work_queue_worker" in text}
 
 
 def protocol():

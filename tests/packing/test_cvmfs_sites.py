@@ -13,6 +13,7 @@ from pathlib import Path
 
 import elsewhere
 import packed
+import ports
 import publisher
 import pytest
 import queues
@@ -105,7 +106,7 @@ def analysis(monkeypatch, secret):
     """Run the demo with workers that come to a port; return its output."""
     packed.own(Corrected)
     monkeypatch.syspath_prepend(f"/cvmfs/{NAME}/py")
-    port = elsewhere.free_port()
+    port = ports.free("")
 
     def start(fileset, config):
         options = {"engine": "workqueue", "port": port, "password_file": secret}

@@ -15,8 +15,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import as_root
 import pytest
 import wheels
+from bare import told
 
 import hepscale
 from hepscale import env_report
@@ -36,26 +38,7 @@ class Done:
         if hidden:
             mounts = " && ".join(f"mount -t tmpfs none {shlex.quote(one)}" for one in hidden)
             line = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *line]
-        done = subprocess.run(
-            line,
-            cwd="/",
-            env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-
-@pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
-    return wheels.shared(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheels.analysis(tmp_path_factory.mktemp("analysis"))
+        return told(line)
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +151,9 @@ def test_metadata_of_an_editable_project(done: Done) -> None:
 def test_it_needs_nothing_of_the_machine(
     done: Done, venv: wheels.Venv, script: Path, tmp_path: Path
 ) -> None:
-    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
-        pytest.skip("hiding folders needs root; run the tests as root to see this one")
+    as_root.needed("hiding folders")
+    if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("this machine lets root have no namespaces")
     found = interpreter.of(venv.python)
     hidden = {str(Path.home()), str(venv.prefix.parent), str(script.parent), found.base_prefix}
     hidden -= {"/usr"}

@@ -18,18 +18,12 @@ RUN = "from hepscale.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
-    return wheels.shared(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
-def archive(venv: wheels.Venv, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    script = wheels.analysis(tmp_path_factory.mktemp("analysis"))
+def archive(venv: wheels.Venv, script: Path, cache: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEPSCALE_CACHE_DIR", str(cache))
         return hepscale.pack(script, script.parent / "env.tar.gz", python=venv.python).path

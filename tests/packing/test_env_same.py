@@ -47,9 +47,9 @@ def pack_all(folder: Path, venv: wheels.Venv, script: Path) -> Made:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def first(venv: wheels.Venv, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("first")
-    return pack_all(folder, wheels.shared(tmp_path_factory), wheels.analysis(folder / "own"))
+    return pack_all(folder, venv, wheels.analysis(folder / "own"))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import wheels
+from as_root import mounted
 from support import script as started
 from support import wait_for
-from unpacking import mounted
 
 import hepscale
 from hepscale import PackError
@@ -41,16 +41,6 @@ made = environment.build(plan, api.store(), tell=tell)
 shas = [one.sha256 for one in (*made.layers, made.code)]
 print(json.dumps([sorted({*told} - {"other packages"}), made.digest, shas]))
 """
-
-
-@pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
-    return wheels.shared(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheels.analysis(tmp_path_factory.mktemp("analysis"))
 
 
 @pytest.fixture

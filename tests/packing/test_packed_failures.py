@@ -9,9 +9,10 @@ import threading
 
 import packed
 import pytest
+from as_root import mounted
 from packed import calculate, failing
 from support import complete, processes, script, wait_for
-from unpacking import flipped, mounted
+from unpacking import flipped
 
 from hepscale.env import api
 from hepscale.errors import EngineError, PackError, RunInterrupted

@@ -2,89 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
-import random
 import shutil
-import signal
 import stat
-import subprocess
-import sys
-import threading
-import time
-import tracemalloc
 import zlib
-from pathlib import Path
 
+import as_root
 import pytest
-from objects import closed, named, serving, silent, stored
+from as_root import NOBODY
+from caches import FQRN, PLAIN, fill, fill_as_cvmfs_does, flip, left, objects, put, read
+from objects import named, serving, stored
+from ports import closed
 
-from hepscale.worker.cvmfs import ObjectError, RepositoryError, opening, store
+from hepscale.worker.cvmfs import ObjectError, RepositoryError, opening
 from hepscale.worker.cvmfs.cache import Cache
 from hepscale.worker.cvmfs.check import check
 from hepscale.worker.cvmfs.fetch import Fetcher
 from hepscale.worker.cvmfs.names import Algorithm, Name
-
-FQRN = "test.example.org"
-PLAIN = b"".join(b"%d lines of text\n" % i for i in range(1000))
-
-
-@pytest.fixture
-def server():
-    with serving({}) as one:
-        yield one
-
-
-@pytest.fixture
-def fetcher(server):
-    one = Fetcher([server.url], "DIRECT", direct_timeout_s=2, retries=0)
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache"
-
-
-def put(server, plain, *options, **more):
-    """Store an object on a server; return its name."""
-    name, data = stored(plain, *options, **more)
-    server.files[name.path] = data
-    return name
-
-
-def read(descriptor):
-    with open(descriptor, "rb") as stream:
-        return stream.read()
-
-
-def fill(server, fetcher, cache, count=5):
-    """Fetch some objects; return their contents by their names."""
-    plain = {put(server, b"%d" % i * 500): b"%d" % i * 500 for i in range(count)}
-    for name in plain:
-        os.close(cache.open(name, fetcher))
-    server.asked.clear()
-    return plain
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    mode = stat.S_IMODE(path.stat().st_mode)
-    path.write_bytes(data)
-    path.chmod(mode)
-
-
-def left(folder):
-    return sorted(os.listdir(folder / "txn"))
-
-
-def objects(folder):
-    return {one.parent.name + one.name for one in folder.glob("[0-9a-f][0-9a-f]/*")}
-
 
 # -- what it is ------------------------------------------------------------------------------------
 
@@ -172,14 +108,13 @@ def test_a_folder_that_somebody_else_made_meanwhile(server, fetcher, folder):
 @pytest.mark.root
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_folder_of_somebody_else_is_refused(tmp_path, folder, is_link):
-    if os.getuid():
-        pytest.skip("only root can give a folder away")
+    as_root.needed("giving a folder away")
     if is_link:
         (tmp_path / "mine").mkdir(0o700)
         folder.symlink_to(tmp_path / "mine")
     else:
         folder.mkdir(0o700)
-    os.chown(folder, 65534, 65534, follow_symlinks=False)
+    os.chown(folder, NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(RepositoryError, match="not fit") as raised:
         Cache(str(folder))
     assert "65534" in raised.value.cause
@@ -325,109 +260,6 @@ def test_an_object_that_was_copied_into_our_cache(server, fetcher, folder):
     assert server.asked == {other.path: 1}
 
 
-# -- a site's cache --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def small(folder, options):
-    """Mount a small file system there."""
-    folder.mkdir(exist_ok=True)
-    if os.getuid():
-        pytest.skip("needs root, to mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill_as_cvmfs_does(alien, plain):
-    for first in range(256):
-        (alien / f"{first:02x}").mkdir()
-    for name in ("txn", "quarantaine"):
-        (alien / name).mkdir()
-    for name, data in plain.items():
-        (alien / name.cached).write_bytes(data)
-    (alien / f"cvmfschecksum.{FQRN}").write_text(f"{'a' * 40}T200R7")
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("layout", ["cvmfs", "hepscale"])
-def test_a_read_only_cache_of_a_site(server, fetcher, tmp_path, layout):
-    alien, own = tmp_path / "alien", tmp_path / "own"
-    alien.mkdir()
-    with small(alien, "mode=0755"):
-        if layout == "cvmfs":
-            plain = {put(server, b"%d" % i * 99): b"%d" % i * 99 for i in range(9)}
-            fill_as_cvmfs_does(alien, plain)
-        else:
-            writable = Cache(str(own), alien=str(alien))
-            plain = fill(server, fetcher, writable)
-            writable.remember(FQRN, "a" * 40, 200, 7)
-            writable.keep(FQRN, "published", b"the site's")
-            victim = next(iter(plain))
-            flip(alien / victim.cached)
-        before = {path: path.stat().st_mtime_ns for path in alien.rglob("*")}
-        subprocess.run(["mount", "-o", "remount,ro", alien], check=True)
-        Cache(str(own)).remember(FQRN, "0" * 40, 100, 6)
-        Cache(str(own)).keep(FQRN, "published", b"old")
-        cache = Cache(str(own), alien=str(alien))
-        if layout == "hepscale":
-            assert cache.kept(FQRN, "published") == b"the site's"
-            with pytest.raises(ObjectError, match="damaged"):
-                cache.open(victim, None)
-            assert read(cache.open(victim, fetcher)) == plain[victim]
-            assert objects(own) == {victim.text}
-            server.asked.clear()
-        for name, data in plain.items():
-            assert read(cache.open(name, fetcher)) == data
-            assert read(cache.open(name, None)) == data
-        assert server.asked.total() == 0
-        missing = put(server, PLAIN)
-        with pytest.raises(ObjectError, match="is not in the cache"):
-            cache.open(missing, None)
-        assert read(cache.open(missing, fetcher)) == PLAIN
-        assert missing.text in objects(own)
-        assert cache.remembered(FQRN) == ("a" * 40, 200, 7)
-        cache.remember(FQRN, "b" * 40, 300, 8)
-        cache.keep(FQRN, "published", b"manifest")
-        again = Cache(str(own), alien=str(alien))
-        assert again.remembered(FQRN) == ("b" * 40, 300, 8)
-        assert again.kept(FQRN, "published") == b"manifest"
-        assert {path: path.stat().st_mtime_ns for path in alien.rglob("*")} == before
-
-
-def test_a_cache_that_cvmfs_filled_is_written_to(server, fetcher, tmp_path):
-    alien = tmp_path / "alien"
-    alien.mkdir()
-    known = put(server, b"known")
-    fill_as_cvmfs_does(alien, {known: b"known"})
-    cache = Cache(str(tmp_path / "own"), alien=str(alien))
-    assert cache.remembered(FQRN) == ("a" * 40, 200, 7)
-    missing = put(server, PLAIN)
-    assert read(cache.open(missing, fetcher)) == PLAIN
-    assert read(cache.open(known, fetcher)) == b"known"
-    assert objects(alien) == {known.text, missing.text}
-    flip(alien / missing.cached)
-    again = Cache(str(tmp_path / "own"), alien=str(alien))
-    with pytest.raises(ObjectError, match="damaged"):
-        again.open(missing, None)
-    assert missing.text in objects(alien), "it is not ours to remove"
-    assert read(again.open(missing, fetcher)) == PLAIN
-    assert read(again.open(missing, None)) == PLAIN
-
-
-def test_what_was_removed_of_a_group_keeps_what_folders_pass_on(tmp_path):
-    alien = tmp_path / "alien"
-    alien.mkdir()
-    alien.chmod(0o2770)
-    Cache(str(tmp_path / "own"), alien=str(alien))
-    assert stat.S_IMODE((alien / "4b").stat().st_mode) == 0o2770
-
-
 # -- offline ---------------------------------------------------------------------------------------
 
 
@@ -453,276 +285,6 @@ def test_what_is_remembered_is_garbage(folder, text):
     cache = Cache(str(folder))
     (folder / f"cvmfschecksum.{FQRN}").write_text(text, encoding="latin-1")
     assert cache.remembered(FQRN) is None
-
-
-# -- quota -----------------------------------------------------------------------------------------
-
-
-def set_used(path, when):
-    os.utime(path, ns=(int(when * 1e9), path.stat().st_mtime_ns))
-
-
-def test_what_was_not_used_for_longest_is_removed(server, fetcher, folder):
-    cache = Cache(str(folder), quota_bytes=20 * 4096)
-    plain = fill(server, fetcher, cache, 20)
-    assert len(objects(folder)) == 20
-    now = time.time()
-    for age, name in enumerate(plain):
-        set_used(folder / name.cached, now - 10000 - age)
-    oldest = list(plain)[::-1]
-    # not read, so that the kernel does not note it
-    os.close(cache.open(oldest[0], None))
-    held = cache.open(oldest[1], None)
-    set_used(folder / oldest[1].cached, now - 50000)
-    os.close(cache.open(put(server, PLAIN), fetcher))
-    found = objects(folder)
-    assert oldest[0].text in found
-    assert not {name.text for name in oldest[1:4]} & found
-    # three quarters of the quota are left, of which one object has five blocks
-    assert len(found) == 10 + 1
-    assert read(held) == plain[oldest[1]], "who has it open does not notice"
-    lines = b"".join(path.read_bytes() for path in (folder / ".hepscale" / "digests").iterdir())
-    assert len(lines.split()) == 3 * len(found)
-    assert check(str(folder)).verified == len(found)
-    assert read(cache.open(oldest[1], fetcher)) == plain[oldest[1]]
-    assert server.asked[oldest[1].path] == 1
-
-
-def test_processes_share_the_quota(server, fetcher, folder):
-    caches = [Cache(str(folder), quota_bytes=20 * 4096) for _ in range(3)]
-    names = [put(server, b"%d" % i * 100) for i in range(100)]
-    for i, name in enumerate(names):
-        os.close(caches[i % 3].open(name, fetcher))
-        assert len(objects(folder)) <= 20
-    assert len(objects(folder)) >= 14
-
-
-def test_a_quota_that_is_given_later(server, fetcher, folder):
-    fill(server, fetcher, Cache(str(folder)), 30)
-    os.close(Cache(str(folder), quota_bytes=10 * 4096).open(put(server, PLAIN), fetcher))
-    assert len(objects(folder)) <= 10
-
-
-def test_an_object_that_is_larger_than_the_quota(server, fetcher, folder):
-    cache = Cache(str(folder), quota_bytes=4096)
-    kept = put(server, b"small")
-    os.close(cache.open(kept, fetcher))
-    with pytest.raises(ObjectError, match="larger than the quota"):
-        cache.open(put(server, PLAIN), fetcher)
-    assert (objects(folder), left(folder)) == ({kept.text}, [])
-
-
-def test_an_object_that_is_larger_than_it_may_be(server, fetcher, folder):
-    """A server could send any number of bytes before it shows that they are the wrong ones."""
-    cache = Cache(str(folder))
-    name = put(server, PLAIN)
-    with pytest.raises(ObjectError, match="more than 100 bytes"):
-        cache.open(name, fetcher, most=100)
-    assert (objects(folder), left(folder)) == (set(), [])
-    assert read(cache.open(name, fetcher, most=len(PLAIN))) == PLAIN
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("part", ["object", "digest", "both"])
-def test_what_somebody_else_has_put_there_is_not_believed(server, fetcher, folder, part):
-    """As when what cleans /tmp has removed the folder, which is then made by another user."""
-    cache = Cache(str(folder))
-    name = put(server, PLAIN)
-    os.close(cache.open(name, fetcher))
-    other = b"something else"
-    path, digest = folder / name.cached, folder / ".hepscale" / "digests" / name.cached[:2]
-    path.write_bytes(other)
-    told = f"\n{name.cached[3:]} {hashlib.sha256(other).hexdigest()} {len(other)}\n"
-    digest.write_text(told)
-    for one in {"object": [path], "digest": [digest], "both": [path, digest]}[part]:
-        os.chown(one, 65534, 65534)
-    with pytest.raises(ObjectError, match="damaged"):
-        Cache(str(folder)).open(name, None)
-    assert read(cache.open(name, fetcher)) == PLAIN
-
-
-@pytest.mark.root
-def test_a_full_disk(server, fetcher, folder):
-    with small(folder, "size=2m,mode=0700"):
-        cache = Cache(str(folder))
-        kept = put(server, b"small")
-        os.close(cache.open(kept, fetcher))
-        name = put(server, random.Random(1).randbytes(4 << 20))
-        with pytest.raises(ObjectError, match=r"no room.*No space left on device"):
-            cache.open(name, fetcher)
-        assert (objects(folder), left(folder)) == ({kept.text}, [])
-        assert read(cache.open(put(server, PLAIN), fetcher)) == PLAIN
-        assert server.asked[name.path] == 1
-
-
-# -- many at once ----------------------------------------------------------------------------------
-
-READERS = """
-import os, random, sys
-from hepscale.worker.cvmfs.cache import Cache
-from hepscale.worker.cvmfs.fetch import Fetcher
-from hepscale.worker.cvmfs.names import Name
-
-folder, url, count, *names = sys.argv[1:]
-children = []
-for i in range(int(count)):
-    children.append(os.fork())
-    if not children[-1]:
-        random.seed(i)
-        random.shuffle(names)
-        cache, fetcher = Cache(folder, quota_bytes=1 << 30), Fetcher([url], "DIRECT", retries=0)
-        for name in names:
-            with open(cache.open(Name.parse(name), fetcher), "rb") as stream:
-                assert stream.read().startswith(b"object ")
-        os._exit(0)
-sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
-"""
-
-
-def run(code, *arguments, **options):
-    root = Path(__file__).parents[2]
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=root, **options)
-
-
-def test_fifty_processes_on_a_cold_cache(server, folder):
-    names = [put(server, b"object %d " % i * 2000) for i in range(30)]
-
-    def slow(handler, path):
-        time.sleep(0.01)
-        return False
-
-    server.fault = slow
-    arguments = [str(folder), server.url, "50", *(name.text for name in names)]
-    with run(READERS, *arguments) as process:
-        assert process.wait(100) == 0
-    assert server.asked == {name.path: 1 for name in names}
-    assert check(str(folder)).verified == len(names)
-    assert left(folder) == []
-
-
-def test_threads_of_one_process(server, fetcher, folder):
-    names = [put(server, b"object %d " % i * 2000) for i in range(20)]
-    cache, found = Cache(str(folder)), []
-
-    def read_all(seed):
-        order = random.Random(seed).sample(names, len(names))
-        found.extend(read(cache.open(name, fetcher))[:7] for name in order)
-
-    threads = [threading.Thread(target=read_all, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [b"object "] * 160
-    assert server.asked == {name.path: 1 for name in names}
-
-
-def test_all_who_wait_for_what_cannot_be_had_fail_soon(folder):
-    """Not each after the one before it."""
-    with silent() as address:
-        one = Fetcher([f"http://{address}"], "DIRECT", direct_timeout_s=0.3, retries=0)
-        cache, failures = Cache(str(folder)), []
-
-        def fail():
-            with pytest.raises(ObjectError) as raised:
-                cache.open(Name(bytes(20)), one)
-            failures.append(raised.value)
-
-        threads = [threading.Thread(target=fail) for _ in range(10)]
-        began = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(failures) == 10
-        assert time.monotonic() - began < 1.5
-
-
-WRITER = """
-import sys
-from hepscale.worker.cvmfs.cache import Cache
-from hepscale.worker.cvmfs.fetch import Fetcher
-from hepscale.worker.cvmfs.names import Name
-
-folder, url, name = sys.argv[1:]
-Cache(folder).open(Name.parse(name), Fetcher([url], "DIRECT", direct_timeout_s=60))
-"""
-
-
-def test_who_is_killed_leaves_nothing(server, fetcher, folder):
-    plain = random.Random(2).randbytes(1 << 20)
-    name = put(server, plain)
-    data, resume, half = server.files[name.path], threading.Event(), threading.Event()
-
-    def stop(handler, path):
-        handler.answer(data[: len(data) // 2], length=len(data))
-        half.set()
-        return resume.wait(60)
-
-    server.fault = stop
-    with run(WRITER, str(folder), server.url, name.text) as process:
-        try:
-            assert half.wait(60)
-            (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)])
-            old = time.time() - 3600
-            os.utime(folder / "txn" / temporary, (old, old))
-            Cache(str(folder))
-            assert left(folder) == [temporary], "its writer lives"
-        finally:
-            process.send_signal(signal.SIGKILL)
-            resume.set()
-    server.fault = None
-    assert objects(folder) == set()
-    os.utime(folder / "txn" / temporary, (old, old))
-    (folder / "txn" / "of-cvmfs").touch()
-    os.utime(folder / "txn" / "of-cvmfs", (old, old))
-    cache = Cache(str(folder))
-    assert left(folder) == ["of-cvmfs"]
-    assert read(cache.open(name, fetcher)) == plain
-
-
-def size(folder, name):
-    return (folder / "txn" / name).stat().st_size
-
-
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return found
-
-
-def test_who_is_stopped_does_not_stop_all(server, fetcher, folder, monkeypatch):
-    monkeypatch.setattr(store, "_PATIENCE_S", 0.2)
-    cache, name = Cache(str(folder)), put(server, PLAIN)
-    code = (
-        "import sys; from hepscale.worker.cvmfs.names import Name;"
-        "from hepscale.worker.cvmfs.store import Store;"
-        "lock = Store(sys.argv[1], is_alien=False).alone(Name.parse(sys.argv[2]));"
-        "lock.__enter__(); print(flush=True); sys.stdin.read()"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with run(code, str(folder), name.text, **pipes) as process:
-        assert process.stdout.readline() == b"\n"
-        process.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
-        assert read(cache.open(name, fetcher)) == PLAIN
-        assert time.monotonic() - began >= 0.2, "it was waited for"
-        process.kill()
-
-
-def test_a_large_object_takes_little_memory(server, fetcher, folder):
-    length = 64 << 20
-    name = put(server, bytes(length), level=9)
-    cache = Cache(str(folder))
-    tracemalloc.start()
-    descriptor = cache.open(name, fetcher)
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert os.fstat(descriptor).st_size == length
-    os.close(descriptor)
-    assert most < 4 << 20
 
 
 # -- checking a folder -----------------------------------------------------------------------------

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import re
 import shutil
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from publisher import File, Folder, Link
 from site_folder import write
+from web import served
 
 from hepscale.cli import main
 
@@ -46,26 +44,16 @@ TREE = {
 }
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Tells which files were asked for, and else nothing."""
-
-    asked: list[str] = []
-
-    def log_message(self, *_: object) -> None:
-        self.asked.append(self.path)
+# the paths that were asked for
+ASKED: list[str] = []
 
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """Serve a folder; yield it and its URL."""
     folder = tmp_path_factory.mktemp("web")
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with served(folder, asked=ASKED) as url:
+        yield folder, url
 
 
 @pytest.fixture(scope="module")
@@ -279,9 +267,9 @@ def test_prefetch_onto_a_full_disk(run, tmp_path, monkeypatch):
 
 
 def test_each_object_is_fetched_once(run, tmp_path):
-    Quiet.asked.clear()
+    ASKED.clear()
     run("prefetch", NAME, "/", "--cache", tmp_path / "alien")
-    data = [path for path in Quiet.asked if "/data/" in path]
+    data = [path for path in ASKED if "/data/" in path]
     assert len(data) == len(set(data)) == len(objects(tmp_path / "alien"))
 
 

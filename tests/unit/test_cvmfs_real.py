@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
 import tarfile
-from pathlib import Path
 
 import pytest
+import real_files
+from as_root import NOBODY
 from shelf import Shelf
 
 from hepscale.worker.cvmfs import RepositoryError
@@ -19,17 +19,12 @@ from hepscale.worker.cvmfs.repository import Repository
 NAME = "hepscale.example.org"
 KINDS = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
 # what the kernel shows of a number that it has no user for
-NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
 def data():
     """Return the folder of the real repositories; skip where there is none."""
-    given = os.environ.get("HEPSCALE_TEST_DATA")
-    folder = (Path(given) if given else Path(__file__).parents[3] / "shared" / "data") / "cvmfs"
-    if not (folder / "repo.tar").is_file():
-        pytest.skip(f"no {folder / 'repo.tar'}: set HEPSCALE_TEST_DATA to the folder of cvmfs/")
-    return folder
+    return real_files.real("cvmfs/repo.tar").parent
 
 
 class Real:

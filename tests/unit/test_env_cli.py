@@ -25,16 +25,6 @@ SCHEMA = Path(hepscale.__file__).parents[1] / "docs/env-analyze.schema.json"
 Invoke = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> wheels.Venv:
-    return wheels.shared(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheels.analysis(tmp_path_factory.mktemp("analysis"))
-
-
 @pytest.fixture
 def invoke(venv: wheels.Venv, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run ``hepscale env``, where it takes one for the venv's Python."""

@@ -10,20 +10,7 @@ import py_compile
 from pathlib import Path
 
 import pytest
-from sites import Site
-
-from hepscale.env import reach
-from hepscale.env.reach import Reached
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "prefix")
-
-
-def reached(site: Site, *modules: str, **options: object) -> dict[str, Reached]:
-    return reach.at_import(modules, site.index(), **options)  # type: ignore[arg-type]
-
+from sites import Site, reached
 
 # -- bytecode files ------------------------------------------------------------------------------
 

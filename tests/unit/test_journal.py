@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from as_root import mounted
 
 from hepscale.errors import RunDirectoryError
 from hepscale.executor import journal
@@ -192,16 +193,8 @@ def test_a_disk_that_fills_up_costs_the_journal_and_not_the_run(tmp_path, monkey
 @pytest.fixture
 def small_disk(tmp_path):
     """Mount a file system of 64 kB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small file system")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with mounted(tmp_path / "small", "size=64k") as folder:
+        yield folder
 
 
 @pytest.mark.root

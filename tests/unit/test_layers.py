@@ -65,11 +65,6 @@ ALWAYS = {
 }
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "prefix")
-
-
 def python(root: Path, site: Site, library: str = f"lib/{PYTHON}", **given: object) -> Interpreter:
     """Write an interpreter's files, which were installed to `root`, and describe it."""
     write(root / library, dict.fromkeys(LIBRARY, f"# {root}\n"))

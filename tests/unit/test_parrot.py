@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import sandboxes
 from parrots import stand_in
+from support import wait_for
 
 from hepscale.worker import Unusable, parrot, sandbox
 
@@ -58,7 +59,7 @@ def test_one_that_hangs_and_what_it_has_begun(tmp_path, settings, monkeypatch):
     mark = str(tmp_path / "mark")
     program = stand_in(tmp_path, f"subprocess.run(['sh', '-c', 'sleep 60; :', {mark!r}])")
     assert "hangs under it" in parrot.why_not(program, settings, WANTED)
-    sandboxes.wait_until(lambda: not sandboxes.alive(mark))
+    wait_for(lambda: not sandboxes.alive(mark), 10)
 
 
 def test_it_does_not_promise_what_it_cannot_keep(tmp_path, settings):

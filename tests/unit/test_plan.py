@@ -16,11 +16,6 @@ from hepscale.env.local import LocalModule, find_local
 from hepscale.env.plan import Need, plan
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "prefix")
-
-
 def by_target(entries: list[Entry]) -> dict[str, Entry]:
     found = {one.target: one for one in entries}
     assert len(found) == len(entries)

@@ -9,19 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from sites import Site
+from sites import Site, reached
 
 from hepscale.env import index, interpreter, reach
 from hepscale.env.reach import Plugin, Reached
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "prefix")
-
-
-def reached(site: Site, *modules: str, **options: object) -> dict[str, Reached]:
-    return reach.at_import(modules, site.index(), **options)  # type: ignore[arg-type]
 
 
 def test_imports_are_followed_through_distributions_and_told_by_whom(site: Site) -> None:

@@ -13,11 +13,6 @@ from hepscale.env.resolve import Missing, Resolution, resolve
 from hepscale.errors import ConfigError
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "prefix")
-
-
 def one(
     name: str, *members: str, how: How = "sure", line: int = 1, lazy: bool = False, level: int = 0
 ) -> Import:
