@@ -101,6 +101,31 @@ def without_fuse():
     return ["unshare", "--mount", "sh", "-ec", _BARE_DEVICES, "sh"]
 
 
+def without_parrot(folder):
+    """Return the variables of programs that find no Parrot which works, whatever this machine has.
+
+    The one that they find lies in `folder`.
+    """
+    program = folder / "no-parrot" / "parrot_run"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+def skip_unless_mountable():
+    """Skip a test where users cannot mount repositories, even if the device were open to all."""
+    device = Path("/dev/fuse")
+    if not device.exists():
+        pytest.skip("there is no /dev/fuse")
+    command = ["unshare", "--user", "--mount", "--map-current-user", "true"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no user namespaces: {tried.stderr}")
+    if os.getuid() and not os.access(device, os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse is not for this user")
+
+
 def need_root():
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
@@ -165,6 +190,7 @@ class Server:
             stdout=self.log,
             stderr=self.log,
             cwd=place.shared,
+            env=without_parrot(place.folder),
             pass_fds=lock,
             start_new_session=True,
         )

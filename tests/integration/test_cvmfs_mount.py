@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sandboxes
 import squids
 from cvmfs_mounts import NOBODY, SYSTEM_PYTHON, Mounted, Refused, Slow, mounted, open_to_all, served
 from publisher import TIME, File, Folder, Link, Site, publish
@@ -58,15 +59,8 @@ def as_nobody(test):
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    if not Path("/dev/fuse").exists():
-        pytest.skip("there is no /dev/fuse")
-    command = ["unshare", "--user", "--mount", "--map-current-user", "true"]
-    tried = subprocess.run(command, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"no user namespaces: {tried.stderr}")
+    sandboxes.skip_unless_mountable()
     with open_to_all():
-        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            pytest.skip("/dev/fuse is not for this user")
         yield
 
 

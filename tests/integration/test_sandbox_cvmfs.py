@@ -54,6 +54,7 @@ def table(tmp_path_factory):
 @pytest.mark.parametrize("how", ["client", "cvmfs2"])
 @pytest.mark.parametrize("user", ["self", "nobody"])
 def test_they_are_there_for_every_user(place, table, monkeypatch, user, how):
+    sandboxes.skip_unless_mountable()
     within = sandboxes.as_nobody() if user == "nobody" else ()
     if how == "cvmfs2" and shutil.which(how) is None:
         folder = place.shared / "bin"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import subprocess
 
@@ -164,6 +165,9 @@ __TAR_BELOW__"""
 @pytest.mark.parametrize("form", ["folder", "link", "file", "unpacked", "none"])
 def test_the_client_that_cvmfsexec_brings_along(tmp_path, monkeypatch, form):
     whole, place, folder = tmp_path / "whole", tmp_path / "bin", tmp_path / "mine"
+    # that of this machine would come first
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda one: None if one == "cvmfs2" else which(one))
     place.mkdir()
     folder.mkdir()
     client(whole, "echo 4.51", "cvmfsexec")
