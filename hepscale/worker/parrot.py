@@ -102,15 +102,16 @@ def _said(command: list[str], environ: Any, expected: str, allowed_s: float = _P
         )
     except OSError as error:
         return f"does not start under it: {error.strerror}"
-    try:
-        output, errors = process.communicate(timeout=allowed_s)
-    except subprocess.TimeoutExpired:
-        return f"hangs under it: it was not there after {allowed_s:.0f} s"
-    finally:
-        # with what it runs
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    # its end is waited for, and not that of its output, which somebody else may hold
+    with process:
+        try:
+            output, errors = process.communicate(timeout=allowed_s)
+        except subprocess.TimeoutExpired:
+            return f"hangs under it: it was not there after {allowed_s:.0f} s"
+        finally:
+            # with what it runs
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if output.decode(errors="replace").strip().endswith(expected) and not process.returncode:
         return ""
     lines = dict.fromkeys(errors.decode(errors="replace").rstrip().splitlines())

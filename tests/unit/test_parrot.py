@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_one_that_hangs_and_what_it_has_begun(tmp_path, settings, monkeypatch):
     program = stand_in(tmp_path, f"subprocess.run(['sh', '-c', 'sleep 60; :', {mark!r}])")
     assert "hangs under it" in parrot.why_not(program, settings, WANTED)
     sandboxes.wait_until(lambda: not sandboxes.alive(mark))
+
+
+def test_nobody_waits_for_what_has_left_its_session(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(parrot, "_PROBE_S", 0.5)
+    mark = str(tmp_path / "mark")
+    stray = f"subprocess.Popen(['sh', '-c', 'sleep 20; :', {mark!r}], start_new_session=True)"
+    program = stand_in(tmp_path, f"{stray}; sys.exit(1)")
+    assert "hangs under it" in parrot.why_not(program, settings, WANTED)
+    left = sandboxes.alive(mark)
+    assert left
+    for pid in left:
+        os.killpg(pid, signal.SIGKILL)
 
 
 def test_its_own_words_are_not_lost_in_a_traceback(tmp_path, settings):
