@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -67,6 +68,12 @@ def stand_in(folder: Path, body: str = "", *, cvmfs: bool = True) -> str:
     path.write_text(text)
     path.chmod(0o755)
     return str(path)
+
+
+def serves(program: str) -> bool:
+    """Return whether a Parrot was built with CVMFS."""
+    asked = [program, "--check-driver", "cvmfs"]
+    return bool(program) and subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
 @functools.cache

@@ -110,6 +110,18 @@ def without_fuse():
     return ["unshare", "--mount", "sh", "-ec", _BARE_DEVICES, "sh"]
 
 
+def without_parrot(folder):
+    """Return the variables of programs that find no Parrot which works, whatever this machine has.
+
+    The one that they find lies in `folder`.
+    """
+    program = folder / "no-parrot" / "parrot_run"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
 class Place:
     """A folder for everything of a test, which others than this user can enter too."""
 
@@ -179,6 +191,7 @@ class Server:
             stdout=self.log,
             stderr=self.log,
             cwd=place.shared,
+            env=without_parrot(place.folder),
             pass_fds=lock,
             start_new_session=True,
         )

@@ -19,7 +19,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["NONE", "PROGRAM", "PROGRAMS", "Client", "Refused", "find", "write_keys"]
+__all__ = [
+    "NONE",
+    "PROGRAM",
+    "PROGRAMS",
+    "Client",
+    "Refused",
+    "find",
+    "is_private",
+    "write_blacklist",
+    "write_keys",
+]
 
 PROGRAM, _DISTRIBUTION = PROGRAMS = ("cvmfs2", "cvmfsexec")
 NONE = f"there is neither {PROGRAM} nor {_DISTRIBUTION} on the PATH of this machine"
@@ -76,20 +86,21 @@ class Client:
             It is not mounted.
         """
         folder = os.path.join(folder, f"{PROGRAM}-{one['name']}")
-        os.makedirs(f"{folder}/run", mode=0o700, exist_ok=True)
-        before = os.stat(target).st_dev
-        room, lock = _room(cvmfs, folder, one["name"])
         log = f"{folder}/log"
         try:
-            config = _write_configuration(one, cvmfs, folder, room)
-            # the watchdog is a process of its own, and whoever ends it ends the client
-            options = f"config={config},disable_watchdog"
-            command = [self.program, "-f", "-o", options, one["name"], target]
-            process = self._start(command, cvmfs["variables"], log, lock)
+            os.makedirs(f"{folder}/run", mode=0o700, exist_ok=True)
+            before = os.stat(target).st_dev
+            room, lock = _room(cvmfs, folder, one["name"])
+            try:
+                config = _write_configuration(one, cvmfs, folder, room)
+                # the watchdog is a process of its own, and whoever ends it ends the client
+                options = f"config={config},disable_watchdog"
+                command = [self.program, "-f", "-o", options, one["name"], target]
+                process = self._start(command, cvmfs["variables"], log, lock)
+            finally:
+                os.close(lock)
         except OSError as error:
             raise Refused(f"{error.filename or self.program}: {error.strerror}") from None
-        finally:
-            os.close(lock)
         end = time.monotonic() + _MOUNTED_S
         while process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(OSError):
@@ -105,6 +116,7 @@ class Client:
     def _start(
         self, command: list[str], variables: dict[str, str], log: str, lock: int
     ) -> subprocess.Popen[bytes]:
+        parent = os.getpid()
         with open(log, "ab") as output:
             output.truncate(0)
             return subprocess.Popen(
@@ -114,14 +126,24 @@ class Client:
                 stderr=output,
                 # links that depend on variables take them from there; in the configuration those
                 # that a site's client here was given would rule
-                env={**os.environ, **variables, **self._environ},
+                env={**_own_variables(), **variables, **self._environ},
                 pass_fds=(lock,),
-                preexec_fn=_begin,
+                preexec_fn=lambda: _begin(parent),
             )
 
 
-def _begin() -> None:
+def _own_variables() -> dict[str, str]:
+    """Return the variables of this process, without libraries that are meant for tasks."""
+    environ = dict(os.environ)
+    folders = environ.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
+    kept = [one for one in folders if one and not one.startswith("/cvmfs/")]
+    return {**environ, "LD_LIBRARY_PATH": os.pathsep.join(kept)} if kept else environ
+
+
+def _begin(parent: int) -> None:
     proc.die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
     # it mounts by itself, which who is not root may do here only
     syscalls.keep_privileges()
 
@@ -186,7 +208,7 @@ def _room(cvmfs: dict[str, Any], folder: str, name: str) -> tuple[str, int]:
     A client waits for the end of another that has the same folder.
     """
     top = f"{own_folder(cvmfs)}/{PROGRAM}"
-    if not _is_private(top):
+    if not is_private(top):
         top = folder
     for slot in range(_MOST_SLOTS):
         room = f"{top}/{slot}"
@@ -194,14 +216,17 @@ def _room(cvmfs: dict[str, Any], folder: str, name: str) -> tuple[str, int]:
         lock = os.open(f"{room}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(lock)
+            if not isinstance(error, BlockingIOError):
+                # a file system without locks, which the client needs as well
+                raise Refused(f"{room}: {error.strerror}") from None
         else:
             return room, lock
     raise Refused(f"{top}: {_MOST_SLOTS} clients use it")
 
 
-def _is_private(top: str) -> bool:
+def is_private(top: str) -> bool:
     """Make a folder for caches, which are believed; False: others may write there."""
     above = os.path.dirname(top)
     try:
@@ -224,9 +249,7 @@ def _write_configuration(one: dict[str, Any], cvmfs: dict[str, Any], folder: str
         **_DEFAULTS,
         "CVMFS_SERVER_URL": ";".join(one["servers"]),
         "CVMFS_PUBLIC_KEY": ":".join(write_keys(one, folder)),
-        "CVMFS_BLACKLIST": _write(
-            f"{folder}/blacklist", "".join(f"{line}\n" for line in one.get("blacklist", ()))
-        ),
+        "CVMFS_BLACKLIST": write_blacklist(one, folder),
         "CVMFS_HTTP_PROXY": cvmfs["proxies"],
         "CVMFS_ROOT_HASH": one["root_hash"],
         "CVMFS_REPOSITORY_TAG": one["tag"],
@@ -280,6 +303,12 @@ def write_keys(one: dict[str, Any], folder: str) -> list[str]:
     """Write the public keys of a repository into a folder, for programs; return the files."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return [_write(f"{folder}/{one['name']}-{at}.pub", text) for at, text in enumerate(one["keys"])]
+
+
+def write_blacklist(one: dict[str, Any], folder: str) -> str:
+    """Write what is not believed of a repository into a folder, for programs; return the file."""
+    lines = "".join(f"{line}\n" for line in one.get("blacklist", ()))
+    return _write(f"{folder}/{one['name']}-blacklist", lines)
 
 
 def _write(path: str, text: str) -> str:

@@ -16,6 +16,7 @@ import sys
 import time
 
 from . import clients, proc, repositories, scratch, world
+from .cvmfs import own_folder
 from .nursery import DEVICES
 
 TYPE_CHECKING = False
@@ -101,20 +102,23 @@ def _said(command: list[str], environ: Any, expected: str, allowed_s: float = _P
         )
     except OSError as error:
         return f"does not start under it: {error.strerror}"
-    try:
-        output, errors = process.communicate(timeout=allowed_s)
-    except subprocess.TimeoutExpired:
-        return f"hangs under it: it was not there after {allowed_s:.0f} s"
-    finally:
-        # with what it runs
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    # its end is waited for, and not that of its output, which somebody else may hold
+    with process:
+        try:
+            output, errors = process.communicate(timeout=allowed_s)
+        except subprocess.TimeoutExpired:
+            return f"hangs under it: it was not there after {allowed_s:.0f} s"
+        finally:
+            # with what it runs
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if output.decode(errors="replace").strip().endswith(expected) and not process.returncode:
         return ""
-    lines = errors.decode(errors="replace").strip().splitlines()
-    # of kernels and system calls that it does not know it says that each time
-    said = [line for line in lines if " notice: " not in line][-2:]
+    lines = dict.fromkeys(errors.decode(errors="replace").rstrip().splitlines())
+    # of kernels and system calls that it does not know it says that each time; what is indented
+    # are places in our code
+    said = [line for line in lines if line.strip() == line and " notice: " not in line]
+    said = [line for line in said if not line.startswith("Traceback ")][-2:]
     reason = "; ".join(said) or f"exit code {process.returncode}"
     return f"does not run under it: {reason}"
 
@@ -150,9 +154,13 @@ def command(
         _repository(one, cvmfs, folder) for one in cvmfs["repositories"] if one["name"] in names
     ]
     environ = {**cvmfs.get("variables", {}), "PARROT_CVMFS_REPO": " ".join(told)}
-    cache = cvmfs.get("alien_cache") or cvmfs.get("cache")
-    if cache:
-        environ["PARROT_CVMFS_ALIEN_CACHE"] = os.path.expandvars(cache)
+    alien = os.path.expandvars(cvmfs.get("alien_cache") or "")
+    if not alien and cvmfs.get("cache"):
+        # it opens to others the folder that it is given, and ours wants that to be private
+        own = f"{own_folder(cvmfs)}/parrot"
+        alien = own if clients.is_private(own) else ""
+    if alien:
+        environ["PARROT_CVMFS_ALIEN_CACHE"] = alien
     environ["HTTP_PROXY"] = cvmfs["proxies"]
     # 7.0 looks at the option only
     return [*begin, "-p", cvmfs["proxies"], "--"], environ
@@ -251,8 +259,10 @@ def _only(path: str) -> str:
 
 def _repository(one: dict[str, Any], cvmfs: dict[str, Any], folder: str) -> str:
     """Return how Parrot is told of a repository: ``NAME:pubkey=...,url=...``."""
+    keys = os.path.join(folder, "parrot-keys")
     options = {
-        "pubkey": ":".join(clients.write_keys(one, os.path.join(folder, "parrot-keys"))),
+        "pubkey": ":".join(clients.write_keys(one, keys)),
+        "blacklist": clients.write_blacklist(one, keys),
         "url": ";".join(one["servers"]),
         "timeout": str(max(round(cvmfs["timeout_s"]), 1)),
         "timeout_direct": str(max(round(cvmfs["direct_timeout_s"]), 1)),

@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ENDED", "FETCH", "REFUSED", "Refused", "connect", "main", "paths"]
+__all__ = ["ENDED", "FETCH", "REFUSED", "SEARCHED", "Refused", "connect", "main", "paths"]
 
 FETCH, REFUSED = 75, 90
 # begins the line of standard output that says how the task ended
@@ -47,7 +47,7 @@ _PACE_S = 0.1
 _SLOWEST_PACE_S = 1.0
 _LAST_LOOK_S = 5.0
 # lists of folders, in which this machine's own count as well
-_SEARCHED = ("PATH", "LD_LIBRARY_PATH")
+SEARCHED = ("PATH", "LD_LIBRARY_PATH")
 _IN_MODIFY, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x2, 0x10, 0x20
 _EVENT = struct.Struct("iIII")
 
@@ -193,7 +193,7 @@ def _prepare(here: str, told: dict[str, Any]) -> dict[str, Any]:
     environ = dict(os.environ)
     for name, there in told["mounted"].items():
         # a list of folders goes on with those of this machine
-        environ[name] = paths(*there, environ.get(name, "") if name in _SEARCHED else "")
+        environ[name] = paths(*there, environ.get(name, "") if name in SEARCHED else "")
     environ["PATH"] = paths(os.path.join(sys.prefix, "bin"), environ.get("PATH", os.defpath))
     for name, value in told["environ"].items():
         environ[name] = value.replace("{here}", here)

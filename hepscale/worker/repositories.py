@@ -176,24 +176,25 @@ def _run_ours(cvmfs: dict[str, Any], name: str, found: Provided) -> None:
         It cannot be opened, or there is no FUSE here.
     """
     package = os.path.dirname(os.path.abspath(__file__))
+    # a file would stay if this process were killed
+    command = [sys.executable, "-I", "-S", package, "--cvmfs", "/proc/self/fd/0", name]
     server = None
     try:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise _no_fuse(name, error) from None
     try:
-        # a file would stay if this process were killed
-        told_of = os.memfd_create("settings")
-        os.write(told_of, json.dumps(cvmfs).encode())
-        path = f"/proc/self/fd/{told_of}"
         server = subprocess.Popen(
-            [sys.executable, "-I", "-S", package, "--cvmfs", path, name, str(device)],
-            stdin=subprocess.DEVNULL,
+            [*command, str(device)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=(device, told_of),
+            pass_fds=(device,),
         )
-        os.close(told_of)
+        assert server.stdin is not None
         assert server.stdout is not None
+        # one that has ended says why, or that it was killed
+        with contextlib.suppress(BrokenPipeError), server.stdin as stream:
+            stream.write(json.dumps(cvmfs).encode())
         with server.stdout as stream:
             told = json.loads(stream.readline() or "{}")
         if not told.get("ok"):

@@ -13,16 +13,22 @@ from contextlib import suppress
 import analysis
 import packed
 import parrots
+import publisher
 import pytest
 import queues
 import sandboxes
 import support
+from cvmfs_mounts import needed, open_to_all
+from publisher import File, Link
 from sandboxes import WRITE
 from support import wait_for
+from web import served
 
 import hepscale
-from hepscale import Interposer, Workers
+from hepscale import CvmfsConfig, Interposer, Workers
 from hepscale.worker import proc, scratch
+
+NAME = "demo.example.org"
 
 
 @pytest.fixture
@@ -164,6 +170,69 @@ def test_the_result_is_the_same(files, on_path):
     assert set(hepscale.last_run().state.interposers) == {"parrot"}
     hepscale.shutdown()
     assert found == support.run(analysis.tally, fileset, interposer="none")
+
+
+@pytest.fixture
+def repository(real, tmp_path):
+    """Serve one; yield what is said of it."""
+    if not parrots.serves(real):
+        pytest.skip("the parrot_run here was built without CVMFS")
+    tree = {
+        "README": File(content=b"read me\n"),
+        "large": os.urandom(300_000),
+        "py": {"cvmfs_tool.py": b"ANSWER = 42\n"},
+        "link": Link("$(DEMO_ARCH)/README"),
+    }
+    site = publisher.publish(tmp_path / "web" / NAME, NAME, tree)
+    (tmp_path / "demo.pub").write_text(site.key)
+    with served(tmp_path / "web") as url:
+        yield {
+            "repositories": [NAME],
+            "servers": f"{url}/@fqrn@",
+            "keys": tmp_path / "demo.pub",
+            "proxies": "DIRECT",
+            "cache": str(tmp_path / "cache"),
+            "variables": {"DEMO_ARCH": "x86_64"},
+        }
+
+
+def read(item):
+    import hashlib
+    import sys
+
+    top = "/cvmfs/demo.example.org"
+    sys.path.append(f"{top}/py")
+    import cvmfs_tool
+
+    with open(f"{top}/README") as one, open(f"{top}/large", "rb") as large:
+        found = one.read(), hashlib.sha256(large.read()).hexdigest()
+    return *found, os.readlink(f"{top}/link"), sorted(os.listdir(top)), cvmfs_tool.ANSWER
+
+
+@queues.needs_worker
+def test_repositories_from_it(few, repository, tmp_path):
+    """On workers and here, and then from our own client, which has its cache beside."""
+    needed()
+    found = set()
+    for how, engine in (("parrot", "workqueue"), ("parrot", "local"), ("client", "local")):
+        options = {"workers": Workers(count=1)} if engine == "workqueue" else {}
+        options["interposer"] = "parrot" if how == "parrot" else "userns"
+        with open_to_all():
+            config = CvmfsConfig(**repository, how=how)
+            results = packed.calculate(read, cvmfs=config, engine=engine, **options)
+            assert hepscale.last_run().state.repositories == {NAME: how}
+            hepscale.shutdown()
+        found |= set(map(repr, results))
+    (result,) = found
+    assert "'x86_64/README'" in result
+
+
+def test_a_repository_that_it_refuses(few, repository, tmp_path):
+    """Its own words are the reason."""
+    (tmp_path / "other.pub").write_text(publisher.public_pem("other"))
+    config = CvmfsConfig(**{**repository, "keys": tmp_path / "other.pub"}, how="parrot")
+    error = packed.failing(read, cvmfs=config)
+    assert f"Attaching {NAME} failed" in str(error)
 
 
 def test_auto_takes_namespaces(files, on_path):

@@ -336,7 +336,7 @@ def test_runs_where_there_is_none(files, kind):
     script = Path(os.environ["HEPSCALE_SCRATCH_DIR"]).parent / f"alone-{kind}.py"
     script.write_text(source)
     command = [*sandboxes.without_namespaces(), sys.executable, str(script)]
-    environ = {**os.environ, "HEPSCALE_VIEW": "lines"}
+    environ = {**sandboxes.without_parrot(script.parent), "HEPSCALE_VIEW": "lines"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])

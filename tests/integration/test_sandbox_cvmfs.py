@@ -9,7 +9,7 @@ from pathlib import Path
 import publisher
 import pytest
 import sandboxes
-from cvmfs_mounts import open_to_all
+from cvmfs_mounts import needed, open_to_all
 from publisher import File
 from web import served
 
@@ -46,6 +46,7 @@ def table(tmp_path_factory):
 @pytest.mark.parametrize("how", ["client", "cvmfs2"])
 @pytest.mark.parametrize("user", ["self", "nobody"])
 def test_they_are_there_for_every_user(place, table, monkeypatch, user, how):
+    needed()
     within = sandboxes.as_nobody() if user == "nobody" else ()
     if how == "cvmfs2" and shutil.which(how) is None:
         folder = place.shared / "bin"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import stat
 import subprocess
 
@@ -49,7 +51,7 @@ def refused(told, folder):
     with pytest.raises(clients.Refused) as caught:
         found.mount(told["repositories"][0], told, str(folder), str(target))
     log = folder / "cvmfs2-r.example.org" / "log"
-    return str(caught.value), log.read_text().splitlines()
+    return str(caught.value), log.read_text().splitlines() if log.exists() else []
 
 
 def test_what_the_client_of_cvmfs_is_told(tmp_path, monkeypatch):
@@ -113,6 +115,41 @@ def test_a_cache_into_which_others_may_write_is_not_believed(tmp_path):
     assert room == f"{tmp_path}/mine/0"
 
 
+def test_a_cache_that_cannot_be_locked_is_a_reason(tmp_path, monkeypatch):
+    """As on a file system without locks."""
+    monkeypatch.setenv("PATH", f"{client(tmp_path / 'bin', TELLS).parent}:{os.environ['PATH']}")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def flock(_descriptor, _how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(clients.fcntl, "flock", flock)
+    why, _ = refused(cvmfs(cache=f"{tmp_path}/cache"), tmp_path / "a")
+    assert why == f"{tmp_path}/cache/cvmfs2/0: No locks available"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{client(tmp_path / 'bin', TELLS).parent}:{os.environ['PATH']}")
+    (tmp_path / "cache" / "cvmfs2").mkdir(parents=True, mode=0o700)
+    (tmp_path / "cache").chmod(0o700)
+    (tmp_path / "cache" / "cvmfs2" / "0").touch()
+    why, _ = refused(cvmfs(cache=f"{tmp_path}/cache"), tmp_path / "a")
+    assert why == f"{tmp_path}/cache/cvmfs2/0: File exists"
+
+
+def test_it_does_not_get_the_libraries_of_tasks(tmp_path, monkeypatch):
+    """Of a release in another repository: they are others than those that it was built with."""
+    folder = client(tmp_path / "bin", f'echo "${{LD_LIBRARY_PATH-none}}"\n{TELLS}').parent
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    for at, (given, kept) in enumerate(
+        {"/cvmfs/a:/opt/lib": "/opt/lib", "/cvmfs/a": "none"}.items()
+    ):
+        monkeypatch.setenv("LD_LIBRARY_PATH", given)
+        _, said = refused(cvmfs(cache=f"{tmp_path}/cache"), tmp_path / str(at))
+        assert said[0] == kept
+
+
 # the beginning of a cvmfsexec that is a single file, as its makedist writes it
 UNPACKS = """
 BASE="$(cd `dirname $0` && pwd)/.cvmfsexec"
@@ -128,6 +165,9 @@ __TAR_BELOW__"""
 @pytest.mark.parametrize("form", ["folder", "link", "file", "unpacked", "none"])
 def test_the_client_that_cvmfsexec_brings_along(tmp_path, monkeypatch, form):
     whole, place, folder = tmp_path / "whole", tmp_path / "bin", tmp_path / "mine"
+    # that of this machine would come first
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda one: None if one == "cvmfs2" else which(one))
     place.mkdir()
     folder.mkdir()
     client(whole, "echo 4.51", "cvmfsexec")

@@ -28,6 +28,12 @@ def test_variables_that_name_paths_there(monkeypatch, value, there):
     assert mounted.variables().get("DEMO_DATA") == there
 
 
+@pytest.mark.parametrize("name", ["PATH", "LD_LIBRARY_PATH"])
+def test_lists_that_are_searched_may_hold_other_things_too(monkeypatch, name):
+    monkeypatch.setenv(name, f".:~/bin:{RELEASE}/lib:/usr/lib")
+    assert mounted.variables()[name] == [f"{RELEASE}/lib"]
+
+
 def test_variables_that_lead_python_are_no_matter_of_tasks(monkeypatch):
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PWD"):
         monkeypatch.setenv(name, RELEASE)

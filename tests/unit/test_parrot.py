@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -62,6 +63,26 @@ def test_one_that_hangs_and_what_it_has_begun(tmp_path, settings, monkeypatch):
     wait_for(lambda: not sandboxes.alive(mark), 10)
 
 
+def test_nobody_waits_for_what_has_left_its_session(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(parrot, "_PROBE_S", 0.5)
+    mark = str(tmp_path / "mark")
+    stray = f"subprocess.Popen(['sh', '-c', 'sleep 20; :', {mark!r}], start_new_session=True)"
+    program = stand_in(tmp_path, f"{stray}; sys.exit(1)")
+    assert "hangs under it" in parrot.why_not(program, settings, WANTED)
+    left = sandboxes.alive(mark)
+    assert left
+    for pid in left:
+        os.killpg(pid, signal.SIGKILL)
+
+
+def test_its_own_words_are_not_lost_in_a_traceback(tmp_path, settings):
+    text = "Attaching r.example.org failed: Failed to initialize root file catalog (16)"
+    body = f"print(*2 * [{text!r}], sep='\\n', file=sys.stderr); command[0] == 'sh' or int('?')"
+    said = parrot.why_not(stand_in(tmp_path, body), settings, WANTED)
+    assert f"run under it: {text}; Traceback" not in said
+    assert f"{text}; ValueError" in said
+
+
 def test_it_does_not_promise_what_it_cannot_keep(tmp_path, settings):
     good = stand_in(tmp_path)
     cuts = "neither cuts the network"
@@ -99,19 +120,35 @@ def test_its_command(tmp_path, settings):
     assert (command, environ) == ([*begin, "--"], {})
     assert stat.S_IMODE((tmp_path / "parrot-tmp").stat().st_mode) == 0o700
     told = {**settings, "cvmfs": repository()}
+    told["cvmfs"]["repositories"][0]["blacklist"] = ["<r.example.org 7"]
     command, environ = parrot.command("/bin/parrot_run", told, WANTED)
     proxies = "http://squid:3128;DIRECT"
     assert command == [*begin, "-p", proxies, "--"]
     key = tmp_path / "parrot-keys" / "r.example.org-0.pub"
     assert key.read_text() == "PEM"
+    blacklist = tmp_path / "parrot-keys" / "r.example.org-blacklist"
+    assert blacklist.read_text() == "<r.example.org 7\n"
     # a comma in a value: of libcvmfs, and then of Parrot
     url = r"http://a/cvmfs/r.example.org;http://b/cvmfs/r\\,1"
     assert environ == {
         "ARCH": "x",
-        "PARROT_CVMFS_REPO": f"r.example.org:pubkey={key},url={url},timeout=5,timeout_direct=10",
+        "PARROT_CVMFS_REPO": f"r.example.org:pubkey={key},blacklist={blacklist},url={url},"
+        "timeout=5,timeout_direct=10",
         "PARROT_CVMFS_ALIEN_CACHE": "/alien",
         "HTTP_PROXY": proxies,
     }
+
+
+def test_its_cache_is_beside_that_of_our_client(tmp_path, settings):
+    """It opens its cache to others, and believes what it finds there."""
+    cache = tmp_path / "cache"
+    told = {**settings, "cvmfs": repository(alien_cache=None, cache=str(cache))}
+    _, environ = parrot.command("/bin/parrot_run", told, WANTED)
+    assert environ["PARROT_CVMFS_ALIEN_CACHE"] == str(cache / "parrot")
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    cache.chmod(0o777)
+    _, environ = parrot.command("/bin/parrot_run", told, WANTED)
+    assert "PARROT_CVMFS_ALIEN_CACHE" not in environ
 
 
 def resolved(lines, path):

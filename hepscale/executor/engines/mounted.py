@@ -6,6 +6,7 @@ import os
 import sys
 
 from hepscale.env.repositories import TOP, repository_of
+from hepscale.worker.remote import SEARCHED
 
 __all__ = ["path", "variables"]
 
@@ -30,7 +31,8 @@ def variables() -> dict[str, list[str]]:
     for name, value in os.environ.items():
         paths = [entry for entry in value.split(os.pathsep) if entry]
         there = [entry for entry in paths if entry.startswith(f"{TOP}/")]
-        # not of an address, nor of a text that happens to name one
-        if there and all(map(os.path.isabs, paths)) and name not in _NOT_FOR_TASKS:
+        # not of an address, nor of a text that happens to name one; a search path may hold "."
+        is_list = name in SEARCHED or all(map(os.path.isabs, paths))
+        if there and is_list and name not in _NOT_FOR_TASKS:
             found[name] = there
     return found
