@@ -131,7 +131,7 @@ def nothing_left() -> Iterator[None]:
     yield
     hepscale.shutdown()
     assert support.processes() == {}
-    assert os.listdir(os.environ["HEPSCALE_SCRATCH_DIR"]) == []
+    assert support.scratch() == []
 
 
 def left_over() -> list[object]:
