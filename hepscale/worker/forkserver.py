@@ -121,6 +121,8 @@ class _Forkserver:
 
     def close(self) -> None:
         """Kill what still runs and remove every folder that is ours or was our manager's."""
+        # who comes now is to find nobody, not somebody who goes
+        self.listener.close()
         for task in self.tasks.values():
             task.kill("cancelled")
         _kill_strays(set())
@@ -368,7 +370,8 @@ def _end_children() -> None:
 
 
 def _is_local(name: str) -> bool:
+    """Return whether a module is the user's, which may be another one in the next run."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or not spec.has_location or chunks.is_installed(name):
         return False
-    return bool(os.path.dirname(spec.origin) != os.path.dirname(__file__))
+    return not spec.origin.startswith(os.path.dirname(__file__) + os.sep)

@@ -109,8 +109,12 @@ def listen(folder: str, made: int | None = None) -> socket.socket:
 def _is_stale(path: str) -> bool:
     try:
         lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # its owner has removed all of it but the folder, into which somebody wrote just then
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return False
     except OSError:
-        # between mkdtemp and the lock file, or not ours: an empty folder does no harm
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -145,3 +145,16 @@ def test_a_seccomp_filter_is_a_reason(place, action, said):
         assert said in inside["why"]
         assert "a seccomp filter is in force" in inside["why"]
         assert one.run("a", "result = 1")[1] == 1
+
+
+@pytest.mark.parametrize("kind", ["userns", "auto"])
+def test_it_stays_warm(place, kind):
+    """What it has imported for sandboxes is no code of the user's, with which it would end."""
+    with sandboxes.server(place, name=f"warm-{kind}", kind=kind) as one:
+        assert one.run("a", "result = 1")[1] == 1
+        first = one.ready["pid"]
+        one.socket.close()
+        one.lines.close()
+        assert one.connect() is not None
+        assert one.run("b", "result = 2")[1] == 2
+        assert one.ready["pid"] == first

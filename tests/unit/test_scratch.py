@@ -32,12 +32,20 @@ def test_sweep_leaves_what_is_not_ours(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock").touch()
     (tmp_path / f"hepscale-{os.getuid()}-file").write_text("a file, not a folder")
-    # one that is being made: the lock file comes second
-    (tmp_path / f"hepscale-{os.getuid()}-new").mkdir()
+    # without a lock it is not one of these
+    (tmp_path / f"hepscale-{os.getuid()}-other").mkdir()
+    (tmp_path / f"hepscale-{os.getuid()}-other" / "file").touch()
     left = sorted(os.listdir(tmp_path))
     left.remove(os.path.basename(mine))
     assert scratch.sweep(str(tmp_path)) == [mine]
     assert sorted(os.listdir(tmp_path)) == left
+
+
+def test_sweep_removes_what_its_owner_could_not(tmp_path):
+    """Into which somebody wrote when it was about to be removed, and then did not leave it."""
+    (tmp_path / f"hepscale-{os.getuid()}-empty").mkdir()
+    assert scratch.sweep(str(tmp_path)) == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_sweep_removes_what_is_in_a_folder(tmp_path):

@@ -117,17 +117,23 @@ class LocalEngine:
         """Lease a forkserver, a warm one where there is one; it joins when it is ready."""
         self._server = self._lease()
         try:
-            self._socket = self._server.connect()
-        except EngineError:
+            self._join(self._server)
+        except HepScaleError:
             if not self._server.used:
                 raise
             # a warm one whose folder was cleaned away, or that was about to end
+            if self._socket is not None:
+                self._socket.close()
             self._server.end()
             warm.give_back(self._server)
             self._server = self._lease()
+            self._join(self._server)
+
+    def _join(self, server: warm.Forkserver) -> None:
         self._buffer = b""
+        self._socket = server.connect()
         # tasks see the variables as they are now, not as they were when the worker started
-        self._environ = self._server.folder / f"environ-{next(_numbers)}"
+        self._environ = server.folder / f"environ-{next(_numbers)}"
         try:
             prefix = warm.unpacked(self._settings, self._environment)
             self._environ.write_text(json.dumps(warm.worker_environ(prefix)))
