@@ -45,7 +45,7 @@ def place():
         wait_for(lambda: not sandboxes.alive(str(one.folder)), 10)
 
 
-@pytest.fixture(params=["real", "stand-in"])
+@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.parrot), "stand-in"])
 def program(request, place):
     if request.param == "stand-in":
         return parrots.stand_in(place.shared)
@@ -83,6 +83,7 @@ def test_a_task_that_is_cancelled(place, program):
         assert one.run("b", "result = 1")[1] == 1
 
 
+@pytest.mark.parrot
 def test_what_they_see(place, real):
     inputs, outputs = place.folder / "in", place.folder / "out"
     for folder in (inputs, outputs):
@@ -134,6 +135,7 @@ def test_kill_at_random_moments(place, program, who):
         assert {path.name for path in place.shared.iterdir()} <= {"worker", "parrot_run"}
 
 
+@pytest.mark.parrot
 def test_its_own_files_go_with_it(place, real, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(place.shared))
     with sandboxes.server(place, kind="parrot", parrot=real) as one:
@@ -209,6 +211,7 @@ def read(item):
     return *found, os.readlink(f"{top}/link"), sorted(os.listdir(top)), cvmfs_tool.ANSWER
 
 
+@pytest.mark.parrot
 @queues.needs_worker
 def test_repositories_from_it(few, repository, tmp_path):
     """On workers and here, and then from our own client, which has its cache beside."""
@@ -227,6 +230,7 @@ def test_repositories_from_it(few, repository, tmp_path):
     assert "'x86_64/README'" in result
 
 
+@pytest.mark.parrot
 def test_a_repository_that_it_refuses(few, repository, tmp_path):
     """Its own words are the reason."""
     (tmp_path / "other.pub").write_text(publisher.public_pem("other"))
