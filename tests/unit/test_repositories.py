@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from objects import closed
+from ports import closed
 
 from hepscale.worker import Unusable, repositories
 
