@@ -214,8 +214,8 @@ class _Slow:
     """Takes its time to be unpickled."""
 
     def __reduce__(self):
-        # longer than a worker lets young tasks live that it is to kill
-        return time.sleep, (4,)
+        # longer than a worker lets young tasks live that it is to kill, on a busy machine too
+        return time.sleep, (10,)
 
 
 def _cut_after_hello():
