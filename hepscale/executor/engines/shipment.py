@@ -52,6 +52,9 @@ class Shipment:
         self._preload = preload
         self._settings = settings
         self._inside = interposer.told(settings)
+        self._mounted = mounted.variables()
+        # by environment: each task is told of one
+        self._servers: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
         self._credentials = credentials
 
     def pack(self, task: Task, folder: Path, memory_mb: int | None) -> tuple[QueueFile, ...]:
@@ -83,24 +86,31 @@ class Shipment:
     def _told(
         self, task: Task, memory_mb: int | None, proofs: Mapping[str, Path]
     ) -> dict[str, Any]:
-        environment = task.environment
-        served = warm.served(self._settings, self._preload, environment, self._inside)
-        about = [served, environment.digest if environment else sys.executable]
-        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         python = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return {
             "spec": task_folder.spec(task, payload="payload", code="code" if task.code else None),
             "inputs": [(one.name, f"inputs/{at}") for at, one in enumerate(task.inputs)],
             "memory_mb": memory_mb,
-            "mounted": mounted.variables(),
+            "mounted": self._mounted,
             "environ": {
                 **warm.SINGLE_THREADED,
                 "PYTHONNOUSERSITE": "1",
                 **{one: f"{{here}}/credentials/{one}" for one in proofs},
             },
             "versions": {"hepscale": VERSION, "python": python},
-            "server": {"name": f"{name}-{self._manager.queue.port}", "settings": served},
+            "server": self._server(task.environment),
         }
+
+    def _server(self, environment: Environment | None) -> dict[str, Any]:
+        """Return what a worker is told of the forkserver that its tasks share."""
+        of = environment.digest if environment else sys.executable
+        key = (of, environment.absent if environment else ())
+        if key not in self._servers:
+            served = warm.served(self._settings, self._preload, environment, self._inside)
+            name = hashlib.sha256(json.dumps([served, of]).encode()).hexdigest()[:16]
+            name = f"{name}-{self._manager.queue.port}"
+            self._servers[key] = {"name": name, "settings": served}
+        return self._servers[key]
 
     def _layers(self, environment: Environment) -> Iterator[QueueFile]:
         about = self._manager.folder / f"environment-{environment.digest}"
