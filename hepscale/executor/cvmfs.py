@@ -76,9 +76,8 @@ class CvmfsConfig:
     variables
         For symlinks that depend on variables, ``$(NAME)``.
     how
-        How tasks get ``/cvmfs``: "mounted" (it is there), "cvmfs2" (the node's own client, or the
-        one that a ``cvmfsexec`` on its ``PATH`` brings along), "client" (HepScale's), "parrot", or
-        "auto", the first that works.
+        How tasks get ``/cvmfs``: "mounted" (it is there), "cvmfs2" (the node's client, also that of
+        its ``cvmfsexec``), "client" (HepScale's), "parrot", or "auto", the first that works.
     config
         A file in CVMFS's own form, or a folder as ``/etc/cvmfs``, which it replaces.
     """
