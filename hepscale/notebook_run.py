@@ -165,7 +165,9 @@ def run_notebook(
     }
     began = time.monotonic()
     try:
-        client.execute(env=environ)
+        with tempfile.TemporaryDirectory(prefix="hepscale-") as place:
+            client.meet_in(Path(place))
+            client.execute(env=environ)
     except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
         if client.interrupted:
             raise KeyboardInterrupt from None
@@ -175,6 +177,10 @@ def run_notebook(
             _write(notebook, target)
             client.say(f"Notebook with outputs: {target}")
     client.say(f"{client.cells} cells in {time.monotonic() - began:.1f} s")
+
+
+# the 107 characters of a socket's path, less what Jupyter names it
+_LONGEST = 80
 
 
 class _Client(NotebookClient):
@@ -196,6 +202,17 @@ class _Client(NotebookClient):
         self.on_notebook_start = self._catch_interrupts
         self.on_cell_execute = self._announce
         self.on_cell_error = self._show_error
+
+    def meet_in(self, place: Path) -> None:
+        """Talk to the kernel through sockets in a folder, which nobody else can open.
+
+        A port that was free when it was chosen may be taken when the kernel comes to bind it, as
+        happens on login nodes; the kernel then says nothing for a minute.
+        """
+        manager: Any = self.create_kernel_manager()
+        if manager.ipykernel and len(str(place)) < _LONGEST:
+            manager.transport = "ipc"
+            manager.connection_file = str(place / "kernel.json")
 
     async def async_start_new_kernel(self, **options: Any) -> None:
         if getattr(self.km, "ipykernel", False):

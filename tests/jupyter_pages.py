@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
@@ -60,7 +61,6 @@ def serving(folder: Path) -> Iterator[Server]:
     environ |= {
         "JUPYTER_DATA_DIR": str(folder / "jupyter"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "IPYTHONDIR": str(folder / "ipython"),
@@ -76,29 +76,32 @@ def serving(folder: Path) -> Iterator[Server]:
         "jpserver_extensions": "{'jupyterlab': True, 'notebook': True}",
     }
     command += [f"--ServerApp.{name}={value}" for name, value in options.items()]
+    # A port that was free may be taken by another test when a kernel comes to bind it.
+    command += ["--KernelManager.transport=ipc"]
     # Else Notebook 7 does not show its commands to the page.
     command += [f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
     command += ["--JupyterNotebookApp.expose_app_in_browser=True"]
-    with open(folder / "server.log", "wb") as log:
-        process = subprocess.Popen(
-            ["nice", *command],
-            cwd=folder,
-            env=environ,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        server = Server(f"http://127.0.0.1:{port}/", token, folder)
-        _wait_until_answering(server, process)
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryDirectory(prefix="jupyter-") as runtime:
+        with open(folder / "server.log", "wb") as log:
+            process = subprocess.Popen(
+                ["nice", *command],
+                cwd=folder,
+                env=environ | {"JUPYTER_RUNTIME_DIR": runtime},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            server = Server(f"http://127.0.0.1:{port}/", token, folder)
+            _wait_until_answering(server, process)
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _prepare(folder: Path) -> None:

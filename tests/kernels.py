@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 import pytest
+from jupyter_client.manager import KernelManager
+from traitlets.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 # of the libraries that talk to the kernel, not of ours
 IGNORED = [
@@ -13,3 +23,30 @@ IGNORED = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 VIEW_TYPE = "application/vnd.jupyter.widget-view+json"
+
+
+@contextmanager
+def by_sockets() -> Iterator[Config]:
+    """Provide settings for one kernel that is talked to through sockets in a folder.
+
+    Ports that are free when they are chosen may be taken by tests beside when a kernel binds them.
+    """
+    with tempfile.TemporaryDirectory(prefix="kernel-") as place:
+        file = f"{place}/kernel.json"
+        yield Config(KernelManager={"transport": "ipc", "connection_file": file})
+
+
+@contextmanager
+def started(cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[Any]:
+    """Start a kernel; provide a client of it."""
+    with by_sockets() as config:
+        manager = KernelManager(config=config)
+        manager.start_kernel(cwd=None if cwd is None else str(cwd), env=env)
+        client = manager.blocking_client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=60)
+            yield client
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)

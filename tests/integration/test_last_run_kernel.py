@@ -6,8 +6,7 @@ import queue
 from typing import Any
 
 import pytest
-from jupyter_client.manager import start_new_kernel
-from kernels import IGNORED, VIEW_TYPE
+from kernels import IGNORED, VIEW_TYPE, started
 
 pytestmark = IGNORED
 RUN = """
@@ -41,11 +40,9 @@ def run(folder, wait):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delenv("HEPSCALE_VIEW", raising=False)
-    manager, client = start_new_kernel()
-    client.execute_interactive(RUN, timeout=60, output_hook=lambda _: None)
-    yield client
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    with started() as client:
+        client.execute_interactive(RUN, timeout=60, output_hook=lambda _: None)
+        yield client
 
 
 class Outputs:

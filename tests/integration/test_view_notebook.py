@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import nbclient
 import nbformat
 import pytest
-from kernels import IGNORED, VIEW_TYPE
+from kernels import IGNORED, VIEW_TYPE, by_sockets
 from rich.console import Console
 
 from hepscale.notebook_run import run_file
@@ -83,8 +83,9 @@ def execute(*cells: str) -> tuple[list[Any], Recorder]:
     notebook = new.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
     notebook.cells = [new.new_code_cell(cell) for cell in (DRIVE, *cells)]
-    client = Recorder(notebook, timeout=60)
-    client.execute()
+    with by_sockets() as config:
+        client = Recorder(notebook, timeout=60, config=config)
+        client.execute()
     return [cell.outputs for cell in notebook.cells[1:]], client
 
 

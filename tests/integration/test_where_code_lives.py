@@ -14,6 +14,7 @@ import pytest
 from analysis import tally, where
 from coffea.nanoevents import BaseSchema
 from coffea.processor import ProcessorABC
+from kernels import by_sockets
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
@@ -145,11 +146,12 @@ def test_module_beside_the_script(files, tmp_path):
 def execute(folder, *cells):
     """Run cells in a kernel of their own; return what the last one printed."""
     notebook = new_notebook(cells=[new_code_cell(one) for one in cells])
-    client = NotebookClient(
-        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
+    place = {"metadata": {"path": str(folder)}}
     try:
-        client.execute()
+        with by_sockets() as config:
+            NotebookClient(
+                notebook, timeout=60, kernel_name="python3", resources=place, config=config
+            ).execute()
     finally:
         nbformat.write(notebook, folder / "executed.ipynb")
     return notebook.cells[-1].outputs[-1].text

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import kernels
 import pytest
-from jupyter_client.manager import start_new_kernel
 from support import python
 
 from hepscale.env.sources import running
@@ -120,10 +120,8 @@ print(); print(json.dumps([before, shell.user_ns["told"]]))
 class Kernel:
     """A kernel as a notebook server starts it, in the notebook's folder."""
 
-    def __init__(self, folder: Path, **environ: str) -> None:
-        env = {**os.environ, "IPYTHONDIR": str(folder / "profile"), **environ}
-        env["PYTHONPATH"] = str(Path(__file__).parents[2])
-        self.manager, self.client = start_new_kernel(cwd=str(folder), env=env)
+    def __init__(self, client: Any) -> None:
+        self.client = client
 
     def cell(self, source: str) -> str:
         """Execute a cell; return what it printed."""
@@ -144,13 +142,14 @@ class Kernel:
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
     shutil.copy(FIXTURES / "analysis.ipynb", tmp_path)
     # A server joins the kernel's folder and the notebook's path, in which that folder is as well.
-    name = tmp_path / tmp_path.name / "analysis.ipynb"
-    kernel = Kernel(tmp_path, JPY_SESSION_NAME=str(name))
-    try:
-        yield kernel
-    finally:
-        kernel.client.stop_channels()
-        kernel.manager.shutdown_kernel(now=True)
+    env = {
+        **os.environ,
+        "IPYTHONDIR": str(tmp_path / "profile"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "JPY_SESSION_NAME": str(tmp_path / tmp_path.name / "analysis.ipynb"),
+    }
+    with kernels.started(tmp_path, env) as client:
+        yield Kernel(client)
 
 
 def test_a_kernel_whose_notebook_is_known(kernel: Kernel, tmp_path: Path) -> None:
