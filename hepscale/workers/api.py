@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
-import stat
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -14,12 +13,13 @@ from hepscale import machine
 from hepscale.config import Settings, load_settings
 from hepscale.errors import ConfigError, EngineError, misspelt
 from hepscale.workers import groups, records
+from hepscale.workers.checks import check_workdir, checked_password
 from hepscale.workers.plan import BATCH_SYSTEMS, BatchName, Plan, beyond, parse_address
 from hepscale.workers.version import PROGRAMS, check_protocol, find_worker, worker_version
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from hepscale.workers.records import Group
 
@@ -27,6 +27,8 @@ __all__ = ["Workers", "beyond_machine"]
 
 # what a core of the grid's sites comes with
 _BATCH_MB_PER_CORE = 2000
+# of the workers of this machine, when their parent is killed
+_MOST_RESTARTS = 3
 
 
 @dataclass(slots=True)
@@ -43,12 +45,18 @@ class _Started:
         The process that has started it; a fork of it is not the owner.
     told
         The last news of them.
+    again
+        Starts them again.
+    restarts
+        How often that was done.
     """
 
     group: Group | None = None
     process: subprocess.Popen[bytes] | None = None
     pid: int = 0
     told: str = ""
+    again: Callable[[], None] | None = None
+    restarts: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,13 +177,13 @@ class Workers:
         """
         settings = settings or load_settings()
         parsed = parse_address(address)
-        password = None if password_file is None else _checked_password(Path(password_file))
+        password = None if password_file is None else checked_password(Path(password_file))
         binary = find_worker(program)
         workdir = None if self.workdir is None else Path(self.workdir).expanduser().absolute()
         local = self.batch == "local"
         used = (workdir or settings.scratch_dir) if local else workdir
         if used is not None:
-            _check_workdir(used)
+            check_workdir(used)
         memory_mb = self.memory_mb
         if memory_mb is None:
             memory_mb = (
@@ -253,6 +261,15 @@ class Workers:
         started = self._started
         started.group, started.process = groups.start(plan, settings, owned=True)
         started.pid, started.told = os.getpid(), ""
+        started.again = partial(
+            self.start,
+            address,
+            password_file,
+            ssl=ssl,
+            protocol=protocol,
+            program=program,
+            settings=settings,
+        )
         atexit.register(self.stop)
 
     def alive(self) -> int:
@@ -272,22 +289,21 @@ class Workers:
     def news(self) -> str:
         """Return, once, what a user should know of those of this machine; else nothing.
 
+        If their parent was killed, with which they end, they are started again.
+
         Raises
         ------
         EngineError
-            If all of them were killed, again and again.
+            If all of them were killed, again and again, or cannot be started again.
         """
         started = self._started
         if started.group is None or self.batch != "local":
             return ""
+        if started.process is not None and (started.process.poll() or 0) < 0:
+            return self._start_again()
         here = records.here(started.group)
         if here.given_up and not here.workers:
-            raise EngineError(
-                "The workers of this machine are killed again and again.",
-                items=[line for line in self.said().splitlines() if "hepscale: " in line][-3:],
-                cause="the machine has too little memory for so many",
-                fix="Workers(count=<fewer>); dmesg says whom the kernel has killed",
-            )
+            raise _killed([line for line in self.said().splitlines() if "hepscale: " in line])
         text = ""
         if here.given_up:
             text = "Workers of this machine are killed again and again: no more are started."
@@ -300,6 +316,21 @@ class Workers:
             return ""
         started.told = text
         return text
+
+    def _start_again(self) -> str:
+        started = self._started
+        if self.alive():
+            return ""
+        assert started.again is not None
+        if started.restarts >= _MOST_RESTARTS:
+            raise _killed([f"their parent, {started.restarts + 1} times"])
+        self.stop()
+        started.again()
+        started.restarts += 1
+        return (
+            "The parent of the workers of this machine was killed, perhaps for want of memory: "
+            f"{self.count} are started again ({started.restarts} of {_MOST_RESTARTS} times)."
+        )
 
     def stop(self) -> None:
         """End the workers and forget them; does nothing if there are none.
@@ -325,34 +356,13 @@ class Workers:
         self.stop()
 
 
-def _checked_password(path: Path) -> Path:
-    path = path.expanduser().absolute()
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise ConfigError(
-            "The password file cannot be read.",
-            items=[f"{path}: {error.strerror}"],
-            fix="give the file that the manager was given",
-        ) from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(
-            "The password file can be read by others.",
-            items=[f"{path}: mode {stat.S_IMODE(mode):04o}"],
-            fix=f"chmod 600 {path}",
-        )
-    return path
-
-
-def _check_workdir(path: Path) -> None:
-    # it hands its folder to a shell without quotes
-    if not re.fullmatch(r"[\w./@%+=:,-]+", str(path)):
-        raise ConfigError(
-            "Workers cannot work in a folder of this name.",
-            items=[str(path)],
-            cause="it has a space or another character that a shell does not take as it is",
-            fix="choose another with workdir=..., or export HEPSCALE_SCRATCH_DIR=<folder>",
-        )
+def _killed(items: Sequence[str]) -> EngineError:
+    return EngineError(
+        "The workers of this machine are killed again and again.",
+        items=items[-3:],
+        cause="the machine has too little memory for so many",
+        fix="Workers(count=<fewer>); dmesg says whom the kernel has killed",
+    )
 
 
 def beyond_machine(count: int, cores: int, memory_mb: int | None) -> list[str]:

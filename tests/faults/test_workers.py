@@ -20,6 +20,7 @@ from hepscale import Workers
 from hepscale.config import load_settings
 from hepscale.executor.engines import manager as managers
 from hepscale.executor.engines.queue_open import library_protocol
+from hepscale.workers import records
 
 pytestmark = [queues.needs_worker, pytest.mark.usefixtures("few")]
 
@@ -40,6 +41,18 @@ def test_one_of_three_workers_is_killed_and_replaced(crew, told):
     assert sum(crew.times().values()) <= 100 + 8
     crew.run(count=5, workers=workers, status=True)
     assert len([text for text in told() if "A worker of this machine was killed" in text]) == 1
+
+
+def test_the_parent_of_the_workers_is_killed(crew, told):
+    def act():
+        crews.busy_workers(2)
+        (group,) = records.every(load_settings())
+        crews.kill(group.supervisor.pid)
+
+    with meanwhile(act):
+        crew.run(count=60, status=True)
+    assert sum(crew.times().values()) <= 60 + 2 * 8
+    assert len([text for text in told() if "2 are started again (1 of 3 times)" in text]) == 1
 
 
 def test_a_worker_is_killed_while_it_unpacks(crew):

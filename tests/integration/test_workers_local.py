@@ -139,6 +139,24 @@ def test_workers_that_are_killed_again_and_again(listener, monkeypatch):
         support.wait_for(lambda: support.scratch() == [], 5)
 
 
+def test_workers_whose_parent_is_killed(listener):
+    with Workers(count=2) as workers:
+        workers.start(listener.address)
+        for restart in range(1, 5):
+            for _ in range(2):
+                listener.accept()
+            (group,) = records.every(load_settings())
+            os.kill(group.supervisor.pid, signal.SIGKILL)
+            support.wait_for(lambda: not workers_running(), 5)
+            if restart < 4:
+                assert f"{restart} of 3 times" in workers.news()
+                assert workers.news() == ""
+        error = support.wait_for(lambda: news(workers), 5)
+        assert error.items == ("their parent, 4 times",)
+        support.complete(error)
+    groups.scratch.sweep(os.environ["HEPSCALE_SCRATCH_DIR"])
+
+
 def news(workers):
     try:
         workers.news()
@@ -219,19 +237,6 @@ def test_kill_9_of_the_owner_ends_them(tmp_path, listener, forked):
     with Workers() as workers:
         workers.start(listener.address)
         assert [one.owner.pid for one in records.every(load_settings())] == [os.getpid()]
-
-
-def test_kill_9_of_the_supervisor_ends_them(listener):
-    with Workers(count=2) as workers:
-        workers.start(listener.address)
-        for _ in range(2):
-            listener.accept()
-        (group,) = records.every(load_settings())
-        before = time.monotonic()
-        os.kill(group.supervisor.pid, signal.SIGKILL)
-        support.wait_for(lambda: not workers_running(), 5)
-        print(f"gone after {time.monotonic() - before:.2f} s")
-    groups.scratch.sweep(os.environ["HEPSCALE_SCRATCH_DIR"])
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "1 / 0", "workers = None"])
