@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from support import python
 
 import hepscale
 from hepscale import demo, doctor, notebook_run
@@ -21,6 +22,10 @@ def invoke():
 def test_version(invoke):
     result = invoke("--version")
     assert (result.exit_code, hepscale.__version__ in result.stdout) == (0, True)
+
+
+def test_as_a_module():
+    assert python("-m", "hepscale", "--version") == f"hepscale, version {hepscale.__version__}\n"
 
 
 def test_help_imports_nothing_heavy():
