@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -179,10 +180,6 @@ def run_notebook(
     client.say(f"{client.cells} cells in {time.monotonic() - began:.1f} s")
 
 
-# the 107 characters of a socket's path, less what Jupyter names it
-_LONGEST = 80
-
-
 class _Client(NotebookClient):
     """Passes on what cells print, and turns a first Ctrl-C into an interrupt of the cell."""
 
@@ -210,7 +207,7 @@ class _Client(NotebookClient):
         happens on login nodes; the kernel then says nothing for a minute.
         """
         manager: Any = self.create_kernel_manager()
-        if manager.ipykernel and len(str(place)) < _LONGEST:
+        if manager.ipykernel and _takes_sockets(place):
             manager.transport = "ipc"
             manager.connection_file = str(place / "kernel.json")
 
@@ -268,6 +265,17 @@ class _Client(NotebookClient):
         manager: Any = self.km
         end = manager.interrupt_kernel() if first else manager.shutdown_kernel(now=True)
         self._ending = asyncio.ensure_future(end)
+
+
+def _takes_sockets(place: Path) -> bool:
+    """Return whether sockets can be in a folder: its path may be too long for their names."""
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            # as long as what Jupyter calls its own
+            one.bind(str(place / "kernel-try-1"))
+    except OSError:
+        return False
+    return True
 
 
 def _failure(path: Path, client: _Client, error: Exception, timeout_s: int | None) -> NotebookError:

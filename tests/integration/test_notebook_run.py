@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -49,6 +51,21 @@ def write(path, *sources):
 def hepscale(*args, **options):
     command = [sys.executable, "-c", "from hepscale.cli import main; main()", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_kernel_is_reached_by_sockets_where_there_is_room_for_their_names(
+    tmp_path, screen, monkeypatch, transport
+):
+    if transport == "tcp":
+        (tmp_path / ("x" * 80)).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 80)))
+    ask = "import json\nfrom ipykernel.connect import get_connection_file as file\n"
+    path = write(tmp_path / "a.ipynb", f"{ask}print(json.load(open(file()))['transport'], file())")
+    screen.run(path)
+    used, file = screen.stdout.split()
+    assert used == transport
+    assert not Path(file).exists()
 
 
 def test_notebook(tmp_path, screen):
