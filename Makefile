@@ -52,7 +52,8 @@ $(VENV)/ipykernel-%: | $(VENV)/installed-dev
 
 # root's tests make a Debian chroot, try another shell and start Slurm; Work Queue's worker and C library
 # are for the workqueue engine; the browser needs a font
-SYSTEM := chromium fonts-dejavu-core debootstrap busybox-static coop-computing-tools coop-computing-tools-dev zlib1g-dev munge slurm-wlm squid
+SYSTEM := chromium fonts-dejavu-core debootstrap busybox-static coop-computing-tools \
+  coop-computing-tools-dev zlib1g-dev bubblewrap munge slurm-wlm squid
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  dpkg -s $(SYSTEM) >/dev/null 2>&1 || apt-get install --quiet --yes $(SYSTEM) || \

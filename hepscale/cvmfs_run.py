@@ -13,11 +13,20 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hepscale.errors import EngineError
-from hepscale.worker import Unusable, proc, repositories, sandbox, syscalls, world
+from hepscale.worker import (
+    Unusable,
+    bubblewrap,
+    proc,
+    repositories,
+    sandbox,
+    syscalls,
+    world,
+)
 from hepscale.worker.execute import execute
 
 if TYPE_CHECKING:
@@ -44,12 +53,15 @@ def run(told: dict[str, Any], command: Sequence[str]) -> int:
         A repository cannot be had, or this machine does not let users mount.
     """
     line = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
+    door = _door()
     reading, writing = os.pipe()
     # what is typed to end the command is for the command
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     pid = os.fork()
     if pid == 0:
         os.close(reading)
+        if door:
+            _go_behind(door, told, line, writing)
         _become_world(told, line, writing)
     os.close(writing)
     try:
@@ -63,12 +75,42 @@ def run(told: dict[str, Any], command: Sequence[str]) -> int:
     return _code(status)
 
 
+def _door() -> list[str]:
+    """Return the beginning of a command that lets it mount; empty: it can by itself, or never."""
+    if not sandbox.tried(world.enter):
+        return []
+    with tempfile.TemporaryDirectory(prefix="hepscale-") as folder:
+        return sandbox.way({"dir": folder})[0]
+
+
+def _go_behind(door: list[str], told: dict[str, Any], line: list[str], writing: int) -> NoReturn:
+    """Go on behind a door, in a new process."""
+    settings = os.memfd_create("settings", 0)
+    os.write(settings, json.dumps([told, line, writing]).encode())
+    os.set_inheritable(writing, True)
+    proc.die_with_parent()
+    code = f"from hepscale.cvmfs_run import behind; behind({settings})"
+    os._exit(execute([door[0], "--die-with-parent", *door[1:], sys.executable, "-P", "-c", code]))
+
+
+def behind(settings: int) -> NoReturn:
+    """Go on with what `run` was told, which a descriptor says."""
+    with open(settings, "rb") as stream:
+        stream.seek(0)
+        told, line, writing = json.load(stream)
+    os.set_inheritable(writing, False)
+    # what is executed from here on would have the capabilities that are given there
+    syscalls.keep_to_self()
+    _become_world(told, line, writing)
+
+
 def _become_world(told: dict[str, Any], line: list[str], writing: int) -> NoReturn:
     """Mount, run the command, and end with its exit code; what is wrong is written to a pipe."""
     code = 1
     try:
         proc.die_with_parent()
         world.enter()
+        os.environ.pop(bubblewrap.BEHIND, None)
         for notice in repositories.provide(told).notices:
             sys.stderr.write(f"note: {notice}\n")
         sys.stderr.flush()

@@ -5,6 +5,7 @@ Packages are looked up, not imported: the answer comes in a fraction of a second
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -39,14 +40,7 @@ _LEAST_SHM_MB = 64
 _CVMFS = Path("/cvmfs")
 _FUSE = Path("/dev/fuse")
 # of users and of mounts
-# as a worker does: with nothing of HepScale but what is sent there
-_TRY_SANDBOX = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from worker import sandbox
-wanted = {"kind": "userns", "allow": [], "network": True, "writes": "folder"}
-print(sandbox.why_not({"dir": sys.argv[2], "interposer": wanted}))
-"""
+_SANDBOX = {"kind": "userns", "allow": [], "network": True, "writes": "folder"}
 _CONDA = "conda install -c conda-forge"
 
 
@@ -282,12 +276,13 @@ def _check_xrootd() -> Check:
 
 def _check_sandbox() -> list[Check]:
     """Check what a sandbox, and mounting repositories of CVMFS in it, need of this machine."""
-    name, refused = "sandbox", refused_sandbox()
+    name, (begin, refused) = "sandbox", try_sandbox()
     if refused:
         fact = f"none: {refused}; tasks run without one"
         boxed = Check(name, "warn", fact, "sysctl user.max_user_namespaces  (0: switched off)")
     else:
-        boxed = Check(name, "ok", "user namespaces")
+        by = f", by {begin[0]}" if begin else ""
+        boxed = Check(name, "ok", f"user namespaces{by}")
     return [boxed, _check_cvmfs(refused)]
 
 
@@ -313,10 +308,21 @@ def _check_cvmfs(refused: str) -> Check:
     return Check(name, "ok", fact if mounted else f"{fact}; HepScale can mount repositories")
 
 
-def refused_sandbox() -> str:
-    """Return why this user can have no sandbox here; empty if there is one."""
-    package = str(Path(worker.__file__).parents[1])
+def try_sandbox() -> tuple[list[str], str]:
+    """Return the command that begins a sandbox here, and why this user can have none.
+
+    It is tried as a worker does: with nothing of HepScale but what is sent there.
+    """
+    package = str(Path(worker.__file__).parent)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-I", "-S", "-c", _TRY_SANDBOX, package, folder]
-        tried = subprocess.run(command, capture_output=True, text=True, check=False)
-    return tried.stdout.strip() or "".join(tried.stderr.strip().splitlines()[-1:])
+        tried = subprocess.run(
+            [sys.executable, "-I", package, "--sandbox"],
+            input=json.dumps({"dir": folder, "interposer": _SANDBOX}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if tried.returncode:
+        return [], "".join(tried.stderr.strip().splitlines()[-1:])
+    told = json.loads(tried.stdout)
+    return told["begin"], told["why"]

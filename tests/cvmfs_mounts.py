@@ -60,7 +60,7 @@ class Mounted:
 
 def needed() -> None:
     """Skip the tests where nothing can be mounted."""
-    if why := doctor.refused_sandbox():
+    if why := doctor.try_sandbox()[1]:
         pytest.skip(f"this machine lets users have no sandbox: {why}")
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         pytest.skip(f"this machine has no {_DEVICE} for its users")

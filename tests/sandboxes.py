@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import operator
@@ -64,11 +65,14 @@ import ctypes, os, platform, struct, sys
 numbers = {"x86_64": (272, 165), "aarch64": (97, 40)}[platform.machine()]
 lines = [(0x20, 0, 0, 0), (0x15, 2, 0, numbers[0]), (0x15, 1, 0, numbers[1])]
 lines += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, int(sys.argv[1]))]
+if sys.argv[2] == "users":
+    # loads the flags, too; is that of a namespace of users among them?
+    lines[1:3] = [(0x15, 0, 2, numbers[0]), (0x20, 0, 0, 16), (0x45, 1, 0, 0x10000000)]
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in lines))
 program = struct.pack("HxxxxxxP", len(lines), ctypes.addressof(code))
 library = ctypes.CDLL(None, use_errno=True)
 assert library.prctl(38, 1, 0, 0, 0) == 0 and library.prctl(22, 2, program, 0, 0) == 0
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
 
 _BARE_DEVICES = """
@@ -96,12 +100,23 @@ def without_namespaces():
     return ["unshare", "--user", "--map-root-user", "sh", "-ec", off, "sh", *drop]
 
 
-def filtered(action):
+REFUSES, KILLS = 0x50000 | errno.EPERM, 0x80000000
+
+
+def filtered(action, what="all"):
     """Return the command that runs others under a seccomp filter, as containers have one.
 
-    What would unshare or mount gets `action`: SECCOMP_RET_ERRNO | EPERM, say.
+    What would unshare or mount is refused, or killed; "users": only what would unshare that of
+    users. Bubblewrap clones it, as programs do that AppArmor knows.
     """
-    return [SYSTEM_PYTHON, "-I", "-S", "-c", _FILTER, str(action)]
+    return [SYSTEM_PYTHON, "-I", "-S", "-c", _FILTER, str(action), what]
+
+
+def refusing_users():
+    """Return the command that runs others where only Bubblewrap makes namespaces of users."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("this machine has no Bubblewrap: apt-get install bubblewrap")
+    return filtered(REFUSES, "users")
 
 
 def without_fuse():
@@ -161,10 +176,10 @@ class Server:
         if worker is None:
             self.folder = place.shared / name
             self.folder.mkdir()
-            self.folder.chmod(0o777)
         else:
             folder, *lock = scratch.make(str(place.shared))
             self.folder = Path(folder)
+        self.folder.chmod(0o777)
         lib = subprocess.run(
             [python, "-I", "-S", "-c", "import os; print(os.path.dirname(os.__file__))"],
             capture_output=True,

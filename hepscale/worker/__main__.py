@@ -2,6 +2,9 @@
 
 ``python -I FOLDER --task PID``: run the task whose folder the current one is, for this worker.
 
+``python -I FOLDER --sandbox``: say whether the forkserver whose settings are read from standard
+input could have a sandbox, see `sandbox.way`.
+
 ``python -I -S FOLDER --cvmfs SETTINGS REPOSITORY DESCRIPTOR``: serve a CVMFS repository.
 
 ``python -I FOLDER -- COMMAND ...``: run a command instead, in the environment of this Python.
@@ -13,6 +16,7 @@ bring a ``hepscale`` of its own, and its modules must not meet ours under their 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 
@@ -52,6 +56,10 @@ if __name__ == "__main__":
     if sys.argv[1] == "--task":
         folder = os.path.dirname(os.path.abspath(__file__))
         sys.exit(importlib.import_module("hepscale_worker.remote").main(folder, int(sys.argv[2])))
+    if sys.argv[1] == "--sandbox":
+        begin, why = importlib.import_module("hepscale_worker.sandbox").way(json.load(sys.stdin))
+        print(json.dumps({"begin": begin, "why": why}))
+        sys.exit()
     if sys.argv[1] == "--cvmfs":
         importlib.import_module("hepscale_worker.proc").die_with_parent()
         sys.exit(importlib.import_module("hepscale_worker.cvmfs.serve").main(sys.argv[2:]))

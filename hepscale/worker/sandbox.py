@@ -15,16 +15,16 @@ import os
 import select
 import sys
 
-from . import Unusable, cells, parrot, repositories, scratch, syscalls, world
+from . import Unusable, bubblewrap, cells, parrot, repositories, scratch, syscalls, world
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from .nursery import Nursery
 
-__all__ = ["Sandbox", "arrange", "reason", "why_not"]
+__all__ = ["Sandbox", "arrange", "reason", "tried", "way"]
 
 # says to a forkserver that has started anew what it is in
 _INSIDE = "HEPSCALE_WORLD"
@@ -98,10 +98,10 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
     if inside is not None:
         told = json.loads(inside)
         settings["prefix"] = told["prefix"]
+        if not settings.get("since") and (told["kind"] == "parrot" or told["behind"]):
+            # the parent is the program that has the number which was the forkserver's
+            settings["manager_pid"] = os.getppid()
         if told["kind"] == "parrot":
-            if not settings.get("since"):
-                # the parent is Parrot, which has the number that was the forkserver's
-                settings["manager_pid"] = os.getppid()
             sandbox = Sandbox("parrot", told["why"])
             sandbox.repositories = told["cvmfs"]
             settings["listener"] = told["listener"]
@@ -111,7 +111,9 @@ def arrange(settings: dict[str, Any]) -> Sandbox:
         return _nothing(settings)
     reasons = []
     if wanted["kind"] in ("auto", "userns"):
-        why = why_not(settings)
+        begin, why = ([], "") if bubblewrap.is_behind() else way(settings)
+        if begin:
+            os.execv(begin[0], [*begin, sys.executable, *sys.orig_argv[1:]])
         if not why:
             _start_anew(settings)
         reasons.append(why)
@@ -137,15 +139,32 @@ def _nothing(settings: dict[str, Any], why: str = "") -> Sandbox:
     return sandbox
 
 
-def why_not(settings: dict[str, Any]) -> str:
-    """Try all of it in a process of its own; return why it does not work, or nothing."""
+def way(settings: dict[str, Any]) -> tuple[list[str], str]:
+    """Try to make a sandbox of namespaces, without staying in it.
+
+    Returns
+    -------
+    tuple
+        The beginning of a command that has to run whoever is to make it, empty if that can be
+        anybody; why it cannot be made, empty if it can.
+    """
+    why = tried(lambda: _rehearse(settings))
+    begin = bubblewrap.door() if why else []
+    if not begin:
+        return [], why
+    refused = bubblewrap.why_not(begin, settings)
+    return ([], f"{why}; {refused}") if refused else (begin, "")
+
+
+def tried(function: Callable[[], object]) -> str:
+    """Call a function in a process of its own; return why it fails, or nothing."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         text = ""
         try:
             os.close(reading)
-            _rehearse(settings)
+            function()
         except BaseException as error:
             text = reason(error)
         finally:
@@ -182,10 +201,14 @@ def _start_anew(settings: dict[str, Any]) -> NoReturn:
     program = os.path.realpath(python)
     syscalls.bind(program, program)
     syscalls.read_only(program)
-    environ = {
-        **os.environ,
-        _INSIDE: json.dumps({"kind": "userns", "prefix": sys.prefix, "cvmfs": provided.told()}),
+    told = {
+        "kind": "userns",
+        "behind": bubblewrap.is_behind(),
+        "prefix": sys.prefix,
+        "cvmfs": provided.told(),
     }
+    environ = {**os.environ, _INSIDE: json.dumps(told)}
+    environ.pop(bubblewrap.BEHIND, None)
     os.execve(python, [python, *sys.orig_argv[1:]], environ)
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 
-from . import nursery, syscalls
+from . import bubblewrap, nursery, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ def enter() -> None:
 def _own_namespaces() -> bool:
     """Enter new namespaces for users and mounts; False: this is root, whom users are refused."""
     uid, gid = os.geteuid(), os.getegid()
+    if bubblewrap.is_behind():
+        # which has made that of users
+        syscalls.unshare(syscalls.NEW_MOUNTS)
+        _close_control_groups()
+        return True
     try:
         syscalls.unshare(syscalls.NEW_USER | syscalls.NEW_MOUNTS)
     except OSError:
@@ -66,11 +71,18 @@ def _own_namespaces() -> bool:
     ):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
             stream.write(text)
-    # through one a task could mount the control groups that it is in together with its worker, and
-    # change them if they are its user's; where this is read-only, as in containers, it stays so
+    _close_control_groups()
+    return True
+
+
+def _close_control_groups() -> None:
+    """Allow no namespaces of control groups in this one of users.
+
+    Through one a task could mount the control groups that it is in together with its worker, and
+    change them if they are its user's; where this is read-only, as in containers, it stays so.
+    """
     with contextlib.suppress(OSError), open(_CONTROL_GROUPS, "w", encoding="ascii") as stream:
         stream.write("0")
-    return True
 
 
 def _own_mounts() -> None:

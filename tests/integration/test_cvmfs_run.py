@@ -150,14 +150,17 @@ def test_machines_that_refuse_namespaces(run):
     assert "hepscale doctor" in done.stderr
 
 
-def test_somebody_without_privileges(run):
+@pytest.mark.parametrize("by", ["itself", "bwrap"])
+def test_somebody_without_privileges(run, by):
     drop = sandboxes.as_nobody()
+    if by == "bwrap":
+        drop += sandboxes.refusing_users()
     home = {"USER": "nobody", "HOME": "/var/tmp", "XDG_CONFIG_HOME": "/var/tmp/none"}
     look = [*drop, SYSTEM_PYTHON, "-c", "import pydantic, click, rich, hepscale"]
     environ = {**os.environ, **home, "PYTHONPATH": PATH}
     if subprocess.run(look, cwd="/", env=environ, check=False, capture_output=True).returncode:
         pytest.skip(f"nobody cannot see what is installed, or it is not for {SYSTEM_PYTHON}")
-    text = f"cat /cvmfs/{NAME}/README; id -u; grep CapEff /proc/self/status"
+    text = f"cat /cvmfs/{NAME}/README; id -u; grep CapEff /proc/self/status; ! env | grep _BWRAP"
     with open_to_all():
         done = run("--", "sh", "-c", text, before=drop, env=home, python=SYSTEM_PYTHON)
     assert (done.stdout, done.returncode) == (

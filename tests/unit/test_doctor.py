@@ -181,7 +181,7 @@ def test_limits_without_control_groups(tmp_path, monkeypatch):
 
 
 def test_without_user_namespaces_there_is_no_sandbox(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "refused_sandbox", lambda: "operation not permitted")
+    monkeypatch.setattr(doctor, "try_sandbox", lambda: ([], "operation not permitted"))
     monkeypatch.setattr(doctor, "_CVMFS", tmp_path / "none")
     assert find("sandbox").status == "warn"
     assert "operation not permitted" in find("sandbox").fact
@@ -189,7 +189,7 @@ def test_without_user_namespaces_there_is_no_sandbox(monkeypatch, tmp_path):
 
 
 def test_cvmfs_needs_a_mount_or_fuse(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "refused_sandbox", lambda: "")
+    monkeypatch.setattr(doctor, "try_sandbox", lambda: ([], ""))
     monkeypatch.setattr(doctor, "_CVMFS", tmp_path / "cvmfs")
     monkeypatch.setattr(doctor, "_FUSE", tmp_path / "fuse")
     assert f"{tmp_path}/fuse cannot be opened" in find("CVMFS").fact
@@ -204,15 +204,20 @@ def test_cvmfs_needs_a_mount_or_fuse(monkeypatch, tmp_path):
 
 def test_a_sandbox_is_tried_as_a_worker_does(monkeypatch):
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
-    code = "from hepscale import doctor; print(doctor.refused_sandbox())"
+    code = "from hepscale import doctor; print(doctor.try_sandbox())"
     within = ["unshare", "--user", "--map-root-user", "sh", "-ec", off, "sh"]
     command = [*within, "setpriv", "--bounding-set=-all", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "user namespaces are switched off" in done.stdout
 
 
+def test_a_sandbox_that_only_bubblewrap_may_begin(monkeypatch):
+    monkeypatch.setattr(doctor, "try_sandbox", lambda: (["/usr/bin/bwrap", "--"], ""))
+    assert find("sandbox").fact == "user namespaces, by /usr/bin/bwrap"
+
+
 def test_the_client_of_the_machine_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "refused_sandbox", lambda: "")
+    monkeypatch.setattr(doctor, "try_sandbox", lambda: ([], ""))
     program = tmp_path / "cvmfsexec"
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
