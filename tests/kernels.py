@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,11 +38,12 @@ def by_sockets() -> Iterator[Config]:
 
 
 @contextmanager
-def started(cwd: Path | None = None, env: dict[str, str] | None = None) -> Iterator[Any]:
+def started(cwd: Path | None = None, **environ: str) -> Iterator[Any]:
     """Start a kernel; provide a client of it."""
     with by_sockets() as config:
         manager = KernelManager(config=config)
-        manager.start_kernel(cwd=None if cwd is None else str(cwd), env=env)
+        folder = None if cwd is None else str(cwd)
+        manager.start_kernel(cwd=folder, env={**os.environ, **environ})
         client = manager.blocking_client()
         client.start_channels()
         try:

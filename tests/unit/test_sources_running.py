@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -142,13 +141,12 @@ class Kernel:
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
     shutil.copy(FIXTURES / "analysis.ipynb", tmp_path)
     # A server joins the kernel's folder and the notebook's path, in which that folder is as well.
-    env = {
-        **os.environ,
+    environ = {
         "IPYTHONDIR": str(tmp_path / "profile"),
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "JPY_SESSION_NAME": str(tmp_path / tmp_path.name / "analysis.ipynb"),
     }
-    with kernels.started(tmp_path, env) as client:
+    with kernels.started(tmp_path, **environ) as client:
         yield Kernel(client)
 
 
