@@ -39,7 +39,6 @@ _ZSTD_IN_LIBRARY = (3, 14)
 _LEAST_SHM_MB = 64
 _CVMFS = Path("/cvmfs")
 _FUSE = Path("/dev/fuse")
-# of users and of mounts
 _SANDBOX = {"kind": "userns", "allow": [], "network": True, "writes": "folder"}
 _CONDA = "conda install -c conda-forge"
 

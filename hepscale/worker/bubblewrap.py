@@ -49,6 +49,8 @@ def why_not(begin: list[str], settings: dict[str, Any]) -> str:
             check=True,
         )
         why = json.loads(done.stdout)["why"]
+    except ValueError:
+        why = "it does not run what it is told to"
     except OSError as error:
         why = error.strerror
     except subprocess.TimeoutExpired:

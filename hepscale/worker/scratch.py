@@ -65,15 +65,15 @@ def sweep(parent: str) -> list[str]:
     return removed
 
 
-def hold_environment(prefix: str) -> int:
+def hold_environment(environment: str) -> int:
     """Lock the mark of an unpacked environment, so that nobody removes it.
 
     Returns
     -------
     int
-        The descriptor that holds the lock; -1 where `prefix` is no such environment, or no more.
+        The descriptor that holds the lock; -1 where it is no such environment, or no more.
     """
-    path = os.path.join(prefix, READY)
+    path = os.path.join(environment, READY)
     try:
         mark = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

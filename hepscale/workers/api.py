@@ -48,7 +48,7 @@ class _Started:
     again
         Starts them again.
     restarts
-        How often that was done.
+        How often that was done since somebody asked for them.
     """
 
     group: Group | None = None
@@ -260,7 +260,7 @@ class Workers:
         groups.sweep(settings)
         started = self._started
         started.group, started.process = groups.start(plan, settings, owned=True)
-        started.pid, started.told = os.getpid(), ""
+        started.pid, started.told, started.restarts = os.getpid(), "", 0
         started.again = partial(
             self.start,
             address,
@@ -322,14 +322,15 @@ class Workers:
         if self.alive():
             return ""
         assert started.again is not None
-        if started.restarts >= _MOST_RESTARTS:
-            raise _killed([f"their parent, {started.restarts + 1} times"])
+        times = started.restarts + 1
+        if times > _MOST_RESTARTS:
+            raise _killed([f"their parent, {times} times"])
         self.stop()
         started.again()
-        started.restarts += 1
+        started.restarts = times
         return (
             "The parent of the workers of this machine was killed, perhaps for want of memory: "
-            f"{self.count} are started again ({started.restarts} of {_MOST_RESTARTS} times)."
+            f"{self.count} are started again ({times} of {_MOST_RESTARTS} times)."
         )
 
     def stop(self) -> None:

@@ -98,9 +98,10 @@ while [ "$1" != -- ]; do shift; done; shift
         (f"#!/bin/sh\n{REFUSED}\n", "bwrap: setting up uid map: Permission denied"),
         ("#!/bin/sh\nexit 3\n", "bwrap: exit code 3"),
         ("no program\n", "bwrap: Exec format error"),
+        ("#!/bin/sh\necho usage\n", "bwrap: it does not run what it is told to"),
         (f"#!/bin/sh\n{POWERLESS}", "bwrap: unshare: Operation not permitted"),
     ],
-    ids=["absent", "refused", "failing", "no program", "powerless"],
+    ids=["absent", "refused", "failing", "no program", "another", "powerless"],
 )
 def test_one_that_may_not_either(place, refused, monkeypatch, tmp_path, program, said):
     folder = place.shared / tmp_path.name

@@ -24,8 +24,9 @@ def test_version(invoke):
     assert (result.exit_code, hepscale.__version__ in result.stdout) == (0, True)
 
 
-def test_as_a_module():
-    assert python("-m", "hepscale", "--version") == f"hepscale, version {hepscale.__version__}\n"
+def test_as_a_module(tmp_path):
+    said = python("-m", "hepscale", "--version", cwd=tmp_path)
+    assert said == f"hepscale, version {hepscale.__version__}\n"
 
 
 def test_help_imports_nothing_heavy():
