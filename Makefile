@@ -8,8 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-# four at a time: tests of workers and of the browser mostly wait
-MAKEFLAGS += --jobs=4
+# three at a time: tests of workers and of the browser mostly wait
+MAKEFLAGS += --jobs=3
 
 .PHONY: demo test lint unit integration packing conformance faults browser system notebooks bench clean
 
