@@ -16,7 +16,8 @@ MAKEFLAGS += --jobs=3
 demo: $(VENV)/installed
 	$(BIN)/hepscale demo --out $(VENV)/demo
 
-test: integration packing faults browser lint notebooks unit conformance
+# what takes longest comes first; the kernel too, or `browser` would be the last to begin
+test: $(VENV)/ipykernel-6.31.0 integration packing faults browser unit notebooks lint conformance
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
