@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -28,6 +29,7 @@ from support import (
 
 import hepscale
 from hepscale import HepScaleExecutor
+from hepscale.executor.engines import warm
 
 pytestmark = pytest.mark.usefixtures("settled", "nothing_left")
 
@@ -140,6 +142,18 @@ def test_forkserver_that_died_between_two_runs(files):
     for pid in processes():
         os.kill(pid, signal.SIGKILL)
     assert run(tally, files.fileset) == expected(files)
+
+
+def test_forkserver_that_dies_as_the_next_run_begins(files):
+    """It lives when it is leased, and does not listen any more."""
+    run(tally, files.fileset)
+    (server,) = warm._pool.values()
+    (server.folder / "s").unlink()
+    end = threading.Timer(0.3, server.process.kill)
+    end.start()
+    assert run(tally, files.fileset) == expected(files)
+    end.join()
+    assert server.process.returncode is not None
 
 
 def test_second_run_finds_the_workers_warm(files):

@@ -121,13 +121,16 @@ class LocalEngine:
         except HepScaleError:
             if not self._server.used:
                 raise
-            # a warm one whose folder was cleaned away, or that was about to end
-            if self._socket is not None:
-                self._socket.close()
-            self._server.end()
-            warm.give_back(self._server)
-            self._server = self._lease()
-            self._join(self._server)
+            self._join_another(self._server)
+
+    def _join_another(self, server: warm.Forkserver) -> None:
+        """Replace a warm one whose folder was cleaned away, or that was about to end."""
+        if self._socket is not None:
+            self._socket.close()
+        server.end()
+        warm.give_back(server)
+        self._server = self._lease()
+        self._join(self._server)
 
     def _join(self, server: warm.Forkserver) -> None:
         self._buffer = b""
@@ -270,7 +273,12 @@ class LocalEngine:
         if self._server is None:
             raise EngineError("The engine was closed.", fix="make a new executor")
         if self._socket is None:
-            self._socket = self._server.connect()
+            try:
+                self._socket = self._server.connect()
+            except HepScaleError:
+                if not self._server.used:
+                    raise
+                self._join_another(self._server)
         if self._socket is None:
             # its environment is being unpacked, or it imports what it is to keep warm
             time.sleep(timeout_s)
