@@ -18,15 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hepscale.errors import EngineError
-from hepscale.worker import (
-    Unusable,
-    bubblewrap,
-    proc,
-    repositories,
-    sandbox,
-    syscalls,
-    world,
-)
+from hepscale.worker import Unusable, bubblewrap, proc, repositories, sandbox, syscalls, world
 from hepscale.worker.execute import execute
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
 from traitlets.config import Config
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ def by_sockets() -> Iterator[Config]:
     with tempfile.TemporaryDirectory(prefix="kernel-") as place:
         file = f"{place}/kernel.json"
         yield Config(KernelManager={"transport": "ipc", "connection_file": file})
+
+
+def execute(notebook: Any, folder: Path, timeout_s: int) -> None:
+    """Execute the cells of a notebook in a kernel of their own, in a folder."""
+    place = {"metadata": {"path": str(folder)}}
+    with by_sockets() as config:
+        NotebookClient(
+            notebook, timeout=timeout_s, kernel_name="python3", resources=place, config=config
+        ).execute()
 
 
 @contextmanager

@@ -42,8 +42,6 @@ def without(monkeypatch, folder, program=None):
     """Have no Bubblewrap, or one that is a stub."""
     folder.mkdir()
     folder.chmod(0o755)
-    for name in ("sh", "env"):
-        (folder / name).symlink_to(f"/usr/bin/{name}")
     if program is not None:
         (folder / "bwrap").write_text(program)
         (folder / "bwrap").chmod(0o755)
@@ -135,9 +133,7 @@ def test_repositories_are_mounted(place, refused):
             place,
             refused,
             name="mounts",
-            cvmfs=cvmfs.for_workers(
-                load_settings(cvmfs={**given, "servers": f"{url}/@fqrn@"}).cvmfs
-            ),
+            cvmfs=told(given, url),
         ) as one,
     ):
         assert one.ready["interposer"]["cvmfs"] == {NAME: "client"}

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import threading
 
+import kernels
 import nbformat
 import pytest
 from analysis import tally, where
 from coffea.nanoevents import BaseSchema
 from coffea.processor import ProcessorABC
-from kernels import by_sockets
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 from support import CHUNK, Gate, as_json, complete, ranges, run, script, tally_of, wait_for
@@ -146,12 +145,8 @@ def test_module_beside_the_script(files, tmp_path):
 def execute(folder, *cells):
     """Run cells in a kernel of their own; return what the last one printed."""
     notebook = new_notebook(cells=[new_code_cell(one) for one in cells])
-    place = {"metadata": {"path": str(folder)}}
     try:
-        with by_sockets() as config:
-            NotebookClient(
-                notebook, timeout=60, kernel_name="python3", resources=place, config=config
-            ).execute()
+        kernels.execute(notebook, folder, timeout_s=60)
     finally:
         nbformat.write(notebook, folder / "executed.ipynb")
     return notebook.cells[-1].outputs[-1].text

@@ -13,12 +13,11 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
+import kernels
 import nbformat
 import packed
 import pytest
 from analysis import tally
-from kernels import by_sockets
-from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from support import ranges, run, script, tally_of
 
@@ -362,11 +361,7 @@ def check(told):
 
 def test_notebook_in_a_kernel(notebook):
     made = nbformat.read(notebook, as_version=4)
-    place = {"metadata": {"path": str(notebook.parent)}}
-    with by_sockets() as config:
-        NotebookClient(
-            made, timeout=120, kernel_name="python3", resources=place, config=config
-        ).execute()
+    kernels.execute(made, notebook.parent, timeout_s=120)
     check(json.loads(made.cells[-1].outputs[-1].text))
 
 
