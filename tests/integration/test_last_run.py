@@ -48,7 +48,8 @@ def test_the_record_of_a_run_that_is_over(files, tmp_path, capsys):
     assert last.failed == ()
     assert (last.state.status, last.state.chunks_done) == ("done", len(ranges(files.good)))
     share = last.timeline.share()
-    assert share.span_s < sum(share.totals_s.values()) <= 2 * share.span_s + 1e-6
+    # two slots, from when their forkserver is up
+    assert 0 < sum(share.totals_s.values()) <= 2 * share.span_s + 1e-6
     assert share.totals_s["processing"] > 0
     assert share.totals_s["environment"] > 0
     assert share.totals_s["lost"] == 0
