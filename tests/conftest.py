@@ -131,7 +131,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def settled() -> Iterator[None]:
     """Check that a test leaves nothing but warm forkservers behind: no task, no file."""
     yield
-    support.wait_for(lambda: not left_over(), 5)
+    support.wait_for(lambda: not left_over())
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class Crew:
 
     def wait(self, items: int) -> None:
         """Wait until so many items have run."""
-        support.wait_for(lambda: len(os.listdir(self.notes)) >= items, 60)
+        support.wait_for(lambda: len(os.listdir(self.notes)) >= items)
 
 
 def resumed(folder: str, engine: str) -> None:
@@ -135,7 +135,7 @@ def members(worker: int) -> dict[int, str]:
 
 def busy_workers(count: int) -> list[int]:
     """Wait until so many workers run a chunk; return them."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + support.PATIENCE_S
     # a forkserver and its child
     while len(busy := [pid for pid in workers() if len(forkservers(pid)) >= 2]) < count:
         assert time.monotonic() < end, busy
@@ -150,13 +150,13 @@ def forkservers(worker: int) -> list[int]:
 
 def begun_worker() -> int:
     """Wait until a worker prepares its first task; return it."""
-    found: list[int] = support.wait_for(lambda: [pid for pid in workers() if members(pid)], 60)
+    found: list[int] = support.wait_for(lambda: [pid for pid in workers() if members(pid)])
     return found[0]
 
 
 def nothing_runs() -> None:
     """Wait until nothing runs that was started here, and nothing lies about."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + support.PATIENCE_S
     while left := (support.processes(), support.scratch()):
         if not any(left):
             return
@@ -167,7 +167,7 @@ def nothing_runs() -> None:
 def kill(worker: int) -> None:
     """Kill a worker; check that all that lived in its workspace ends too."""
     os.kill(worker, signal.SIGKILL)
-    end = time.monotonic() + 5
+    end = time.monotonic() + support.PATIENCE_S
     while left := members(worker):
         assert time.monotonic() < end, left
         time.sleep(0.02)

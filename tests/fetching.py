@@ -9,7 +9,9 @@ from objects import BASE
 from hepscale.worker.cvmfs.fetch import Fetcher
 
 FILES = {".cvmfspublished": b"Cabc\n", **{f"data/00/{i}": b"%d" % i for i in range(50)}}
-QUICK_S = 0.3
+# for what does not answer; all others are given the usual time
+QUICK_S = 1.0
+QUICK = {"timeout_s": QUICK_S, "direct_timeout_s": QUICK_S}
 
 
 @contextlib.contextmanager
@@ -18,8 +20,7 @@ def fetchers():
     with contextlib.ExitStack() as made:
 
         def make(servers, proxies="DIRECT", **options):
-            options = {"timeout_s": QUICK_S, "direct_timeout_s": QUICK_S, "retries": 0, **options}
-            one = Fetcher(servers, proxies, **options)
+            one = Fetcher(servers, proxies, **{"retries": 0, **options})
             made.callback(one.close)
             return one
 

@@ -6,7 +6,7 @@ import socket
 import threading
 import zlib
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -121,8 +121,31 @@ def serving(files: dict[str, bytes], context: ssl.SSLContext | None = None) -> I
             thread.join()
 
 
+class Silent:
+    """Takes connections, and never answers."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._taken: list[socket.socket] = []
+        self.address = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    @property
+    def connections(self) -> int:
+        """How many there were."""
+        with suppress(BlockingIOError):
+            while True:
+                self._taken.append(self._listener.accept()[0])
+        return len(self._taken)
+
+    def close(self) -> None:
+        for one in self._taken:
+            one.close()
+
+
 @contextmanager
-def silent() -> Iterator[str]:
-    """Give the address of what takes connections and never answers."""
+def silent() -> Iterator[Silent]:
+    """Let one listen until the block is left."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.setblocking(False)
+        with closing(Silent(listener)) as one:
+            yield one

@@ -116,12 +116,12 @@ def running(folder: Path) -> Iterator[Slurm]:
             stack.enter_context(_daemon(command, slurm))
             if command[0] == "munged":
                 support.wait_for((folder / "munge/socket").exists)
-        support.wait_for(lambda: _state(slurm) == "idle", 60)
+        support.wait_for(lambda: _state(slurm) == "idle")
         try:
             yield slurm
         finally:
             slurm.ask("scancel", "--user=root")
-            support.wait_for(lambda: not slurm.ask("squeue", "--noheader"), 30)
+            support.wait_for(lambda: not slurm.ask("squeue", "--noheader"))
 
 
 def _commands(folder: Path) -> list[list[str]]:

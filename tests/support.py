@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 EVENTS = 60
 CHUNK = 10
 
+# what a test waits for comes at once, but not on a machine that others keep busy
+PATIENCE_S = 30.0
+
 
 def run(
     processor: Any,
@@ -163,7 +166,7 @@ def scratch() -> list[str]:
     )
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
     """Wait until the condition holds, and return what it gave."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -91,4 +91,4 @@ def test_a_third_of_the_workers_is_killed_at_half_time(crew, few, monkeypatch):
     assert {item for item in by_killed if len(ran[item]) > 1} == unsent
     # and that is no more than what a slot does between two frames
     assert len(unsent) <= math.ceil(task.frame_interval_s / _CHUNK_S)
-    support.wait_for(lambda: len(crews.workers()) == 3, 15)
+    support.wait_for(lambda: len(crews.workers()) == 3)

@@ -139,7 +139,7 @@ def test_a_chunk_that_kills_the_forkserver_is_given_up(crew, retries):
     def act(item):
         if item == 5:
             os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)
+            time.sleep(600)
 
     with pytest.raises(hepscale.ChunksFailed) as caught:
         crew.run(count=20, act=act, retries=retries)
@@ -194,9 +194,9 @@ def test_a_worker_by_hand_that_has_no_room(crew, monkeypatch, told):
     started = []
 
     def act():
-        support.wait_for(lambda: managers._pool, 60)
+        support.wait_for(lambda: managers._pool)
         started.append(crews.more(disk_mb=900))
-        support.wait_for(lambda: any(said), 60)
+        support.wait_for(lambda: any(said))
         started.append(crews.more(disk_mb=2000))
 
     try:
@@ -242,7 +242,7 @@ def test_workers_that_are_cut_off_when_their_tasks_load(crew, monkeypatch, most)
     started = []
 
     def act():
-        support.wait_for(lambda: managers._pool, 60)
+        support.wait_for(lambda: managers._pool)
         started.append(crews.Relay(each=_cut_after_hello))
         started.append(crews.more(3 if most == 99 else 1, at=started[0].address))
 
@@ -263,7 +263,7 @@ def test_a_disk_becomes_full(crew, tmp_path):
 
         def act():
             # both from the beginning: one alone would take what there is
-            support.wait_for(lambda: managers._pool, 60)
+            support.wait_for(lambda: managers._pool)
             started.extend((crews.more(workdir=small), crews.more()))
             crews.busy_workers(2)
             with open(small / "much", "wb") as out:

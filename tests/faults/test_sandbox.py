@@ -48,7 +48,7 @@ def engine():
 def place():
     with sandboxes.place() as one:
         yield one
-        wait_for(lambda: not sandboxes.alive(str(one.shared)), 10)
+        wait_for(lambda: not sandboxes.alive(str(one.shared)))
         # others on this machine may mount what they like
         mounts = Path("/proc/self/mountinfo").read_text()
         assert str(one.folder) not in mounts
@@ -74,8 +74,8 @@ while True:
     within = ["prlimit", "--nproc=150", *sandboxes.as_nobody()]
     with sandboxes.server(place, within) as one:
         folder = one.begin("bomb", source)
-        wait_for((folder / "busy").exists, 10)
-        wait_for(lambda: len(sandboxes.alive(str(place.shared))) > 100, 10)
+        wait_for((folder / "busy").exists)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) > 100)
         # there is hardly a process left for others of the same user: that is not their end
         one.begin("meanwhile", "result = 1")
         one.send({"op": "kill", "id": "bomb"})
@@ -83,7 +83,7 @@ while True:
         assert ended["bomb"] == "cancelled"
         assert ended["meanwhile"] in {"done", "died"}
         # forkserver, nursery, and the cell of the next task
-        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3, 10)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
         assert one.run("after", "result = 1")[1] == 1
 
 
@@ -116,7 +116,7 @@ def test_what_outlives_its_parent_ends_with_the_task(place):
     with sandboxes.server(place) as one:
         ended, result = one.run("daemons", source, environ=marked(place))
         assert (ended["status"], result) == ("done", 1)
-        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3, 10)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
 
 
 def victims(server, nursery, at_first):
@@ -148,7 +148,7 @@ def test_kill_of_tasks_at_random_moments(place):
             assert (ended["id"], ended["status"]) == (f"task{number}", "died")
             assert folder.exists()
             # the next begins while the kernel still ends the last
-        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3, 10)
+        wait_for(lambda: len(sandboxes.alive(str(place.shared))) <= 3)
         assert one.run("after", "result = 1")[1] == 1
 
 
@@ -180,7 +180,7 @@ def test_kill_of_others_at_random_moments(place, who):
             worker.kill()
             worker.wait()
             one.close()
-        wait_for(lambda: not sandboxes.alive(str(place.shared)), 10)
+        wait_for(lambda: not sandboxes.alive(str(place.shared)))
         scratch.sweep(str(place.shared))
         assert [path.name for path in place.shared.iterdir()] == ["worker"]
 

@@ -34,9 +34,9 @@ def test_a_slurm_job_is_cancelled(crew, monkeypatch):
             before = {pid: crews.members(pid) for pid in crews.workers()}
             job = here.ask("squeue", "--noheader", "--array", "--format=%i").splitlines()[0]
             here.ask("scancel", job)
-            support.wait_for(lambda: len(crews.workers()) == 1, 30)
+            support.wait_for(lambda: len(crews.workers()) == 1)
             for gone in {*before} - {*crews.workers()}:
-                support.wait_for(lambda gone=gone: not crews.members(gone), 5)
+                support.wait_for(lambda gone=gone: not crews.members(gone))
 
         with meanwhile(act):
             crew.run(count=150, workers=Workers("slurm", count=2))
@@ -81,7 +81,7 @@ def test_a_network_is_cut_and_put_back(crew, tmp_path, secret, monkeypatch):
         def act():
             crew.wait(10)
             link("down")
-            support.wait_for(lambda: not crews.manager().joined, 20)
+            support.wait_for(lambda: not crews.manager().joined)
             link("up")
 
         address, place = f"{host}:{port}", tmp_path / "place"

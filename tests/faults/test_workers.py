@@ -32,7 +32,7 @@ def test_one_of_three_workers_is_killed_and_replaced(crew, told):
     def act():
         gone = crews.busy_workers(3)[1]
         crews.kill(gone)
-        support.wait_for(lambda: len({*crews.workers()} - {gone}) == 3, 15)
+        support.wait_for(lambda: len({*crews.workers()} - {gone}) == 3)
 
     workers = Workers(count=3)
     with meanwhile(act):
@@ -58,7 +58,7 @@ def test_the_parent_of_the_workers_is_killed(crew, told):
 def test_a_worker_is_killed_while_it_unpacks(crew):
     with meanwhile(lambda: crews.kill(crews.begun_worker())):
         crew.run(count=30)
-    support.wait_for(lambda: len(crews.workers()) == 2, 15)
+    support.wait_for(lambda: len(crews.workers()) == 2)
 
 
 def test_all_workers_are_killed_and_new_ones_come(crew):

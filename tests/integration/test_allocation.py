@@ -128,7 +128,7 @@ def test_task_that_waits_for_a_large_worker_that_goes(tmp_path, monkeypatch):
     def act():
         (large,) = crews.busy_workers(1)
         small.append(crews.more(memory_mb=WORKER_MB // 4))
-        support.wait_for(lambda: len(crews.manager().joined) == 2, 20)
+        support.wait_for(lambda: len(crews.manager().joined) == 2)
         # the second task is handed out at once, and has no place
         crew.wait(2)
         crews.kill(large)

@@ -196,7 +196,7 @@ def test_leaves_a_daemon_behind(files, tmp_path):
 
     assert run(only(BAD, daemon), files.fileset) == tally_of(ranges(files.good))
     (pid,) = map(int, os.listdir(tmp_path))
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 5)
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def test_prints_megabytes(files, capfd):

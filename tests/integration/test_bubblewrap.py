@@ -66,8 +66,8 @@ def test_on_a_worker_that_ends_it_ends_too(place, refused):
         assert one.connect()["kind"] == "userns"
         assert one.run("a", SEEN)[1] == NOTHING
         worker.kill()
-    support.wait_for(lambda: not sandboxes.alive(str(one.folder)), 10)
-    support.wait_for(lambda: not one.folder.exists(), 5)
+    support.wait_for(lambda: not sandboxes.alive(str(one.folder)))
+    support.wait_for(lambda: not one.folder.exists())
     one.close()
 
 
@@ -76,8 +76,8 @@ def test_kill_9_of_bubblewrap_ends_all(place, refused):
     one.connect()
     one.begin("a", "import time; time.sleep(100)")
     one.process.kill()
-    support.wait_for(lambda: not sandboxes.alive(str(one.folder)), 10)
-    support.wait_for(lambda: not one.folder.exists(), 5)
+    support.wait_for(lambda: not sandboxes.alive(str(one.folder)))
+    support.wait_for(lambda: not one.folder.exists())
     one.close()
 
 

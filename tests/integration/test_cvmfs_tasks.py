@@ -111,7 +111,7 @@ config, *more = given.removeprefix("config=").split(",")
 assert more == ["disable_watchdog"], "its watchdog would be ended with what tasks have left"
 lines = (line.strip().partition("=") for line in open(config))
 said = {{key: "".join(shlex.split(value)) for key, _, value in lines}}
-print("CernVM-FS: loading Fuse module...")
+print("CernVM-FS: loading Fuse module...", flush=True)
 # it waits for another that has the same cache
 room = said["CVMFS_CACHE_BASE"] + "/" + name
 os.makedirs(room, exist_ok=True)

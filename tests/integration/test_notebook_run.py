@@ -165,13 +165,13 @@ def test_kernel_that_dies(tmp_path, screen):
 
 
 def test_timeout(tmp_path, screen):
-    path = write(tmp_path / "a.ipynb", "import time", "time.sleep(60)")
+    path = write(tmp_path / "a.ipynb", "import time", "time.sleep(600)")
     with pytest.raises(NotebookError, match=r"Cell 2 of 2 .* stopped after 1 s"):
         screen.run(path, timeout_s=1)
 
 
 def test_ctrl_c_interrupts_the_cell_and_keeps_its_output(tmp_path):
-    source = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    source = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(600)\n"
     source += "finally:\n    print('saved')"
     path = write(tmp_path / "a.ipynb", source)
     command = [sys.executable, "-c", "from hepscale.cli import main; main()"]
@@ -274,7 +274,7 @@ def test_failing_script(tmp_path, source, says):
 
 def test_ctrl_c_lets_a_script_save_what_it_has(tmp_path):
     (tmp_path / "a.py").write_text(
-        "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(600)\n"
         "finally:\n    time.sleep(1)\n    print('saved')\n"
     )
     command = [sys.executable, "-c", "from hepscale.cli import main; main()"]
@@ -293,7 +293,7 @@ def test_ctrl_c_lets_a_script_save_what_it_has(tmp_path):
 
 
 def test_script_that_takes_too_long(tmp_path, screen):
-    (tmp_path / "a.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "a.py").write_text("import time; time.sleep(600)")
     with pytest.raises(NotebookError, match="stopped after 1 s"):
         screen.run(tmp_path / "a.py", timeout_s=1)
 

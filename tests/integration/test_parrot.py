@@ -42,7 +42,7 @@ def place():
         yield one
         # what waits for the next run has variables that name the folder
         hepscale.shutdown()
-        wait_for(lambda: not sandboxes.alive(str(one.folder)), 10)
+        wait_for(lambda: not sandboxes.alive(str(one.folder)))
 
 
 @pytest.fixture(params=[pytest.param("real", marks=pytest.mark.parrot), "stand-in"])
@@ -77,7 +77,7 @@ def test_a_task_that_is_cancelled(place, program):
     with sandboxes.server(place, kind="parrot", parrot=program) as one:
         source = "import os, time; os.fork(); open('busy', 'w').close(); time.sleep(1000)"
         folder = one.begin("a", source)
-        wait_for((folder / "busy").exists, 10)
+        wait_for((folder / "busy").exists)
         one.send({"op": "kill", "id": "a"})
         assert one.event()["status"] == "cancelled"
         assert one.run("b", "result = 1")[1] == 1
@@ -119,7 +119,7 @@ def test_kill_at_random_moments(place, program, who):
                 # only a real one ends all that its tasks have begun
                 source = source.replace("open", "os.fork() or os.setsid(); open", 1)
             folder = one.begin("task", source)
-            wait_for((folder / "busy").exists, 10)
+            wait_for((folder / "busy").exists)
             time.sleep(chance.uniform(0, 0.1))
             victims = {"parrot": one.process.pid, "worker": worker.pid}
             victims["forkserver"] = one.ready["pid"]
@@ -130,7 +130,7 @@ def test_kill_at_random_moments(place, program, who):
             worker.kill()
             worker.wait()
             one.close()
-        wait_for(lambda: not sandboxes.alive(str(place.shared / "worker")), 10)
+        wait_for(lambda: not sandboxes.alive(str(place.shared / "worker")))
         scratch.sweep(str(place.shared))
         assert {path.name for path in place.shared.iterdir()} <= {"worker", "parrot_run"}
 

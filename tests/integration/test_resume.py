@@ -235,7 +235,7 @@ files, folder = json.loads(sys.argv[1]), sys.argv[2]
 def process(events):
     if where(events)[0] == "good_2.root" and os.path.exists(folder + "/held-up"):
         open(f"{folder}/held-up/{os.getpid()}", "w").close()
-        time.sleep(60)
+        time.sleep(600)
     with open(folder + "/ran", "a") as out:
         out.write(f"{where(events)}\\n")
     out = tally(events)

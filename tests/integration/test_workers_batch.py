@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HEPSCALE_CACHE_DIR", str(tmp_path / "it's a cache"))
     yield
     assert records.every(load_settings()) == []
-    support.wait_for(lambda: not workers_running(), 20)
+    support.wait_for(lambda: not workers_running())
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ import sys, time
 from hepscale import Workers
 Workers("slurm", count=2, idle_s=int(sys.argv[2])).start(sys.argv[1])
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -194,9 +194,9 @@ def test_slurm(cluster, listener):
             environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
             assert {"FROM_SETUP=yes", "SLURM_CPUS_PER_TASK=2"} <= set(environ)
         begun = time.monotonic()
-    support.wait_for(lambda: not workers_running(), 10)
+    support.wait_for(lambda: not workers_running())
     print(f"workers gone {time.monotonic() - begun:.1f} s after stop")
-    support.wait_for(lambda: set(states(cluster)) <= {"CANCELLED"}, 10)
+    support.wait_for(lambda: set(states(cluster)) <= {"CANCELLED"})
 
 
 @pytest.mark.root
@@ -209,7 +209,7 @@ def test_slurm_lets_them_wait_and_cancels_them_too(cluster, listener):
         assert workers.alive() == 3
         cluster.ask("scancel", "--state=RUNNING", "--user=root")
         listener.accept()
-        support.wait_for(lambda: workers.alive() == 1, 20)
+        support.wait_for(lambda: workers.alive() == 1)
         assert workers.said().count("connected to manager") == 2
 
 
@@ -229,6 +229,6 @@ def test_slurm_workers_end_when_their_manager_has_gone(cluster, tmp_path):
             assert owner.process.stdout.readline() == "ready\n"
             owner.kill()
         begun = time.monotonic()
-    support.wait_for(lambda: not workers_running(), 40)
+    support.wait_for(lambda: not workers_running())
     print(f"workers gone {time.monotonic() - begun:.1f} s after their manager")
     groups.sweep(load_settings())

@@ -93,7 +93,7 @@ def test_script_brings_its_local_modules(cache: Path, tmp_path: Path) -> None:
 
 def test_prune_keeps_what_is_in_use(cache: Path, archive: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
-    code = f"import time; open({str(begun)!r}, 'x').close(); time.sleep(60)"
+    code = f"import time; open({str(begun)!r}, 'x').close(); time.sleep(600)"
     environ = {**os.environ, "HEPSCALE_CACHE_DIR": str(cache)}
     line = command("run", archive, "--", "python", "-c", code)
     with subprocess.Popen(line, env=environ, start_new_session=True) as process:

@@ -85,8 +85,8 @@ def test_threads_of_one_process(server, fetcher, folder):
 
 def test_all_who_wait_for_what_cannot_be_had_fail_soon(folder):
     """Not each after the one before it."""
-    with silent() as address:
-        one = Fetcher([f"http://{address}"], "DIRECT", direct_timeout_s=0.3, retries=0)
+    with silent() as nobody:
+        one = Fetcher([f"http://{nobody.address}"], "DIRECT", direct_timeout_s=1, retries=0)
         cache, failures = Cache(str(folder)), []
 
         def fail():
@@ -101,7 +101,7 @@ def test_all_who_wait_for_what_cannot_be_had_fail_soon(folder):
         for thread in threads:
             thread.join()
         assert len(failures) == 10
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
 
 
 WRITER = """
@@ -129,7 +129,7 @@ def test_who_is_killed_leaves_nothing(server, fetcher, folder):
     with run(WRITER, str(folder), server.url, name.text) as process:
         try:
             assert half.wait(60)
-            (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)], 60)
+            (temporary,) = wait_for(lambda: [one for one in left(folder) if size(folder, one)])
             old = time.time() - 3600
             os.utime(folder / "txn" / temporary, (old, old))
             Cache(str(folder))

@@ -111,7 +111,7 @@ def test_who_reads_on_finds_the_next_chunk_there(start):
     kernel.read(node, 0, 10)
     assert opened == ["/g@0", "/g@20", "/f@0"]
     kernel.read(node, 10, 10)
-    wait_for(lambda: set(opened[3:]) == {"/f@10", "/f@20"}, 10)
+    wait_for(lambda: set(opened[3:]) == {"/f@10", "/f@20"})
 
 
 def test_offsets_beyond_four_gigabytes(start, monkeypatch):
@@ -247,7 +247,7 @@ def test_two_who_wait_for_one_directory(start):
     arrives = kernel.revision.slow["/d"] = threading.Event()
     folder = kernel.look_up("d")
     both = {kernel.send(Opcode.LOOKUP, folder, b"f\0") for _ in range(2)}
-    wait_for(lambda: kernel.revision.opened == ["/d", "/d"], 10)
+    wait_for(lambda: kernel.revision.opened == ["/d", "/d"])
     arrives.set()
     assert {kernel.receive()[0] for _ in range(2)} == both
     assert kernel.look_up("f", folder)

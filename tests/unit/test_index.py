@@ -85,9 +85,9 @@ def test_reading_takes_next_to_no_time(tmp_path: Path) -> None:
     found = interpreter.this()
 
     def seconds(cache: Path | None) -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         index.load(found, cache)
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     assert min(seconds(None) for _ in range(3)) <= 1
     index.load(found, tmp_path)

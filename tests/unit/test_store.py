@@ -308,7 +308,7 @@ def test_prune_where_nothing_was_unpacked(store: Store, tmp_path: Path) -> None:
 def test_lock_keeps_other_processes_out_until_its_owner_is_gone(store: Store) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom hepscale.env.store import Store\n"
-        "with Store(Path(sys.argv[1])).lock('x'):\n    print(flush=True)\n    time.sleep(60)\n"
+        "with Store(Path(sys.argv[1])).lock('x'):\n    print(flush=True)\n    time.sleep(600)\n"
     )
     command = [sys.executable, "-c", code, str(store.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

@@ -96,7 +96,7 @@ def test_the_forkserver_runs_in_it(plain, tmp_path):
         with unpacking.connected(folder) as client, client.makefile("r") as lines:
             ready = json.loads(lines.readline())
         process.stdin.close()
-        assert process.wait(10) == 0, process.stderr.read()
+        assert process.wait(30) == 0, process.stderr.read()
     assert ready == {
         "ev": "ready",
         "pid": process.pid,

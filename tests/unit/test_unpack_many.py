@@ -41,7 +41,7 @@ def kill_first(process):
 def test_killed_while_a_layer_is_unpacked(plain, layer, kill):
     log = plain.count_tar()
     mark = plain.folder / "mark"
-    part = f"head -c 5000000 | {plain.real('tar')} \"$@\" 2>/dev/null; touch '{mark}'; sleep 60"
+    part = f"head -c 5000000 | {plain.real('tar')} \"$@\" 2>/dev/null; touch '{mark}'; sleep 600"
     if layer == 2:
         part = f"[ -d '{plain.store}'/.new-*/bin ] || exec {plain.real('tar')} \"$@\"\n{part}"
     plain.program("tar", part + "\n")
@@ -103,12 +103,12 @@ def test_ended_while_packages_are_unpacked(plain, number):
     plain.program(
         "tar",
         f"[ -d '{plain.store}'/.new-*/bin ] || exec {plain.real('tar')} \"$@\"\n"
-        f"touch '{mark}'; exec sleep 60\n",
+        f"touch '{mark}'; exec sleep 600\n",
     )
     with plain.started() as process:
         wait_for(mark.exists)
         process.send_signal(number)
-        assert process.wait(5) == 128 + number
+        assert process.wait(30) == 128 + number
         assert process.stderr.read() == ""
     assert plain.left() == []
     (plain.bin / "tar").unlink()

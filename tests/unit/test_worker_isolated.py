@@ -143,7 +143,7 @@ class Server:
     def close(self):
         self.socket.close()
         self.process.stdin.close()
-        assert self.process.wait(10) == 0, self.process.stderr.read()
+        assert self.process.wait(30) == 0, self.process.stderr.read()
         said = self.process.stderr.read().decode()
         self.process.stderr.close()
         return said
