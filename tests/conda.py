@@ -28,10 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import rattler
 from rattler.index import index_fs
 
-from hepscale.env import native
+from hepscale.env import interpreter, native
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -40,8 +41,6 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pytest
 
 PLACEHOLDER = "/opt/placeholder" + "_placeholder" * 20
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -207,7 +206,12 @@ def _patch(path: Path, patches: tuple[tuple[int, bytes], ...]) -> None:
 
 
 def python(folder: Path) -> Package:
-    """Return conda's Python: the interpreter that runs the tests, which is copied to `folder`."""
+    """Return conda's Python: the interpreter that runs the tests, which is copied to `folder`.
+
+    Tests are skipped where that is Debian's, which has packages in places that no other has.
+    """
+    if interpreter.this().site_below.endswith("dist-packages"):
+        pytest.skip("conda's Python is not made of Debian's: run with another, such as pyenv's")
     copy_interpreter(folder)
     package = Package("python", _VERSION)
     base = sysconfig.get_config_var("installed_base").encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,12 @@ def real(name: str) -> Path:
     if not (folder / name).is_file():
         pytest.skip(f"no {folder / name}: set HEPSCALE_TEST_DATA to the folder that has {name}")
     return folder / name
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive."""
+    with tarfile.open(archive) as packed:
+        # Debian's Python 3.11.2 knows of no filters yet
+        if hasattr(tarfile, "data_filter"):
+            packed.extraction_filter = tarfile.data_filter
+        packed.extractall(folder)

@@ -158,6 +158,10 @@ def _facts() -> dict:  # type: ignore[type-arg]
     places = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     places.update(installed_base=sys.base_prefix, installed_platbase=sys.base_exec_prefix)
     names = set(getattr(sys, "stdlib_module_names", ())) | set(sys.builtin_module_names)
+    stdlib = sysconfig.get_path("stdlib", vars=places)
+    # that list leaves the tests out, wherever they are installed
+    if os.path.isfile(os.path.join(stdlib, "test", "__init__.py")):
+        names.add("test")
     path = [os.path.abspath(entry) for entry in sys.path if entry]
     sites, below = _sites(path)
     return {
@@ -165,7 +169,7 @@ def _facts() -> dict:  # type: ignore[type-arg]
         "base_executable": os.path.realpath(getattr(sys, "_base_executable", "") or executable),
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
-        "stdlib": sysconfig.get_path("stdlib", vars=places),
+        "stdlib": stdlib,
         "platstdlib": sysconfig.get_path("platstdlib", vars=places),
         "version": platform.python_version(),
         "sites": sites,

@@ -24,6 +24,8 @@ import hepscale
 from hepscale import env_report
 from hepscale.env import interpreter
 
+PACKED = interpreter.this().site_below
+
 
 @dataclass(frozen=True)
 class Done:
@@ -134,16 +136,16 @@ def test_what_is_left_out(done: Done) -> None:
     assert parts.isdisjoint({"test", "tests", "idlelib", "tkinter", "turtledemo"})
     assert not any(name.endswith((".pyc", ".pth")) for name in names)
     assert not any(content == b"SECRET" for _, content in names.values())
-    assert {f"{wheels.SITE}/tool/data/n.txt", f"{wheels.SITE}/helper.py"} < names.keys()
-    record = names[f"{wheels.SITE}/lamp-1.0.dist-info/RECORD"][1].decode()
+    assert {f"{PACKED}/tool/data/n.txt", f"{PACKED}/helper.py"} < names.keys()
+    record = names[f"{PACKED}/lamp-1.0.dist-info/RECORD"][1].decode()
     assert "__pycache__" not in record
     assert "direct_url" not in record
     assert "../../../bin/lamp,,\n" in record
-    assert f"{wheels.SITE}/projector/beam.py" in names
+    assert f"{PACKED}/projector/beam.py" in names
 
 
 def test_metadata_of_an_editable_project(done: Done) -> None:
-    assert f"{wheels.SITE}/projector-1.0.dist-info/METADATA" in members(done.packed.path)
+    assert f"{PACKED}/projector-1.0.dist-info/METADATA" in members(done.packed.path)
     assert done.packed.spec.distributions["projector"].version == "1.0"
 
 

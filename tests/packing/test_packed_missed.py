@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import packed
 import pytest
@@ -178,7 +179,8 @@ def test_chunks_that_miss_nothing_are_not_run_again(tmp_path):
 
 
 def test_part_of_the_standard_library_that_is_seldom_used(told):
-    name = "idlelib"
+    # the first of those that are there: some distributions have them in packages of their own
+    name = next(filter(find_spec, ("idlelib", "test")))
 
     def work(item):
         try:
@@ -186,9 +188,9 @@ def test_part_of_the_standard_library_that_is_seldom_used(told):
         except ImportError:
             return "another way"
 
-    assert calculate(work, status=True) == ["idlelib"] * 3
-    assert [line.partition(":")[0] for line in told()] == ["idlelib"]
-    assert calculate(work, status=True) == ["idlelib"] * 3
+    assert calculate(work, status=True) == [name] * 3
+    assert [line.partition(":")[0] for line in told()] == [name]
+    assert calculate(work, status=True) == [name] * 3
     assert told() == []
 
 

@@ -22,6 +22,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from support import ranges, run, script, tally_of
 
 import hepscale
+from hepscale.env import interpreter
 
 pytestmark = [pytest.mark.usefixtures("settled", "nothing_left"), pytest.mark.timeout(300)]
 
@@ -97,7 +98,7 @@ def test_everything_is_the_packed_one(go):
 
     found = {name: values.pop() for name, values in go(look).items() if len(values) == 1}
     prefix = found["prefix"]
-    site = f"{prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    site = f"{prefix}/{interpreter.this().site_below}"
     assert prefix in map(str, packed.unpacked())
     assert found["base"] == prefix
     assert found["executable"] == f"{prefix}/bin/python3"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import tarfile
 
 import pytest
 import real_files
@@ -31,8 +30,7 @@ class Real:
     """A published repository, a cache, and the setting that its key is."""
 
     def __init__(self, archive, key, folder) -> None:
-        with tarfile.open(archive) as packed:
-            packed.extractall(folder / "web", filter="data")
+        real_files.unpack(archive, folder / "web")
         self.web, self.key = folder / "web", key.read_text()
         self.shelf = Shelf(self.web)
         self.cache = folder / "cache"

@@ -58,6 +58,9 @@ def test_standard_library_is_that_of_the_base() -> None:
     assert Path(found.platstdlib, "lib-dynload").is_dir()
     assert {"os", "sys", "_json", "zlib"} <= found.stdlib_names
     assert "numpy" not in found.stdlib_names
+    # of which `sys.stdlib_module_names` says nothing, and some distributions leave it out
+    has_tests = Path(found.stdlib, "test", "__init__.py").is_file()
+    assert ("test" in found.stdlib_names) == has_tests
     assert not Path(found.base_executable).is_symlink()
     assert os.access(found.base_executable, os.X_OK)
 
