@@ -7,14 +7,27 @@ from importlib.util import find_spec
 
 import packed
 import pytest
+import site_folder
 from packed import calculate
 
-pytestmark = pytest.mark.usefixtures("few", "nothing_left")
+pytestmark = pytest.mark.usefixtures("few", "installed", "nothing_left")
 
-# nbformat requires it, and imports it in no module of its own
-LAZY = "jupyter_core"
+# the carrier requires it, and imports it in no module of its own
+LAZY = "cargo"
 # a tool of the tests that no analysis requires
 UNDECLARED = "iniconfig"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Have a few small packages beside those that are installed."""
+    prefix = site_folder.Prefix(tmp_path_factory.mktemp("prefix"))
+    prefix.install("carrier", {"carrier.py": ""}, requires=["cargo"])
+    prefix.install("cargo", {"cargo.py": "import ballast\n"}, requires=["ballast"])
+    prefix.install("ballast", {"ballast.py": ""})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(prefix.site)
+        yield
 
 
 def imports(name):
@@ -76,11 +89,11 @@ def test_module_that_is_missed(way, told):
     packed.own(way)
 
     def work(item):
-        import nbformat  # noqa: F401
+        import carrier  # noqa: F401
 
-        return item, way(LAZY if item else "nbformat")
+        return item, way(LAZY if item else "carrier")
 
-    expected = [(0, "nbformat"), (1, LAZY), (2, LAZY), (3, LAZY)]
+    expected = [(0, "carrier"), (1, LAZY), (2, LAZY), (3, LAZY)]
     assert calculate(work, range(4), closure="imports", status=True) == expected
     (line,) = told()
     assert line.startswith(f"{LAZY}: imported in a way that is not seen in advance.")
@@ -107,7 +120,7 @@ def test_module_that_is_missed_when_the_analysis_is_loaded(told):
     holder = packed.own(Holder)(LAZY)
 
     def work(item):
-        import nbformat  # noqa: F401
+        import carrier  # noqa: F401
 
         return holder.module.__name__
 
@@ -116,10 +129,10 @@ def test_module_that_is_missed_when_the_analysis_is_loaded(told):
 
 
 def test_several_modules_that_are_missed_one_after_the_other(told):
-    names = [LAZY, "platformdirs", UNDECLARED]
+    names = [LAZY, "ballast", UNDECLARED]
 
     def work(item):
-        import nbformat  # noqa: F401
+        import carrier  # noqa: F401
 
         return [import_module(name).__name__ for name in names]
 
@@ -152,7 +165,7 @@ def test_module_that_only_the_pickle_refers_to():
 
 def test_what_was_missed_and_is_not_installed_any_more(told):
     def work(item):
-        import nbformat  # noqa: F401
+        import carrier  # noqa: F401
 
         return import_module(LAZY).__name__
 
@@ -166,7 +179,7 @@ def test_what_was_missed_and_is_not_installed_any_more(told):
 
 def test_chunks_that_miss_nothing_are_not_run_again(tmp_path):
     def work(item):
-        import nbformat  # noqa: F401
+        import carrier  # noqa: F401
 
         with open(tmp_path / "ran", "a") as out:
             out.write(f"{item}\n")
