@@ -162,7 +162,11 @@ def test_no_proxy_is_an_error(proxies):
 
 
 @pytest.mark.parametrize(
-    "proxies", ["auto://x", "http://", "http://h:port", "https://h:1", "p;DIRECT;ftp://h"]
+    "proxies",
+    [
+        *("auto://x", "http://", "http://h:port", "https://h:1", "p;DIRECT;ftp://h"),
+        *("http://a http://b", "a\nb", "a\x7fb"),
+    ],
 )
 def test_a_proxy_that_cannot_be_understood(proxies):
     with pytest.raises(RepositoryError, match="cannot be understood"):
@@ -172,8 +176,9 @@ def test_a_proxy_that_cannot_be_understood(proxies):
 def test_no_server_is_an_error():
     with pytest.raises(RepositoryError, match="no server"):
         Fetcher([], "DIRECT")
-    with pytest.raises(RepositoryError, match="cannot be understood"):
-        Fetcher(["/srv/cvmfs"], "DIRECT")
+    for servers in ("/srv/cvmfs", "http://a/cvmfs/x, http://b/cvmfs/x"):
+        with pytest.raises(RepositoryError, match="cannot be understood"):
+            Fetcher([servers], "DIRECT")
 
 
 # -- the real thing --------------------------------------------------------------------------------

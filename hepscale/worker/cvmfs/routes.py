@@ -63,6 +63,8 @@ class Address(NamedTuple):
             If it cannot be understood.
         """
         try:
+            if not text.isprintable() or " " in text:
+                raise ValueError("there is a space or a control character in it")
             url = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
             if url.scheme not in ports or not url.hostname:
                 raise ValueError(f"it is not like {' or '.join(ports)}://host:port")
