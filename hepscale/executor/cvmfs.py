@@ -13,10 +13,11 @@ from hepscale.config import CvmfsSettings, RepositorySettings
 from hepscale.config.cvmfs import usable_proxies
 from hepscale.env import repositories
 from hepscale.errors import ConfigError
+from hepscale.executor import cvmfs_keys
 from hepscale.executor.cvmfs_files import SYSTEM, parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from hepscale.config.cvmfs import How
     from hepscale.executor.cvmfs_files import Parameter
@@ -25,7 +26,6 @@ __all__ = ["CvmfsConfig", "for_workers", "named", "unreachable"]
 
 _QUOTA_MB = 4000
 _TIMEOUT_S, _DIRECT_TIMEOUT_S, _RETRIES = 5.0, 10.0, 1
-_PEM = "-----BEGIN"
 _BLACKLIST = "blacklist"
 # parameters that are one for all repositories, and the settings that stand for them
 _SHARED = {
@@ -148,14 +148,14 @@ def for_workers(
     }
     common = _common(config, each.values())
     of_cache = {} if given is None or given.is_dir() else common
-    base = of_cache.get("CVMFS_CACHE_BASE")
+    base = _folder(of_cache, "CVMFS_CACHE_BASE")
     quota = _number(config.quota_mb, of_cache, "CVMFS_QUOTA_LIMIT", _QUOTA_MB)
     ttl_s = config.max_ttl_s or (_number(None, common, "CVMFS_MAX_TTL", 0) or 0) * 60
     return {
         "repositories": [_repository(config, one, each[one.name]) for one in config.repositories],
         "proxies": config.proxies or _proxies(common),
-        "cache": config.cache or (f"{base.text('CVMFS_CACHE_BASE')}/hepscale" if base else None),
-        "alien_cache": config.alien_cache or _text(common, "CVMFS_ALIEN_CACHE") or None,
+        "cache": config.cache or (f"{base}/hepscale" if base else None),
+        "alien_cache": config.alien_cache or _folder(common, "CVMFS_ALIEN_CACHE") or None,
         "quota_mb": None if quota is None or quota < 0 else int(quota),
         "timeout_s": _number(config.timeout_s, common, "CVMFS_TIMEOUT", _TIMEOUT_S),
         "direct_timeout_s": _number(
@@ -273,44 +273,7 @@ def _keys(config: CvmfsSettings, one: RepositorySettings, given: _Given) -> list
         paths = [given.source / "keys"]
     if not paths:
         raise _lacking("public key", one.name, given, 'keys = ["/etc/cvmfs/keys/cern.ch"]')
-    texts = dict.fromkeys(_key(file) for path in paths for file in _key_files(path, one.name))
-    return list(texts)
-
-
-def _key_files(path: Path, name: str) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    found = sorted(path.glob("*.pub"))
-    if not found:
-        raise ConfigError(
-            f"There is no public key for {name}.",
-            items=[f"{path}/*.pub"],
-            cause="the keys of a domain often are in a folder of their own",
-            fix=f"ls {path}",
-        )
-    yield from found
-
-
-def _key(path: Path) -> str:
-    try:
-        text = path.read_text("ascii")
-    except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(
-            "A public key cannot be read.",
-            items=[str(path)],
-            cause=cause.lower(),
-            fix=f"ls -l {path}",
-        ) from None
-    if _PEM not in text or "PRIVATE" in text:
-        raise ConfigError(
-            "A file holds no public key.",
-            items=[str(path)],
-            cause="it is not a PEM file that begins with -----BEGIN PUBLIC KEY-----",
-            fix="take the .pub file of the repository's domain",
-        )
-    return text
+    return cvmfs_keys.read(paths, one.name)
 
 
 def _blacklist(given: _Given) -> list[str]:
@@ -353,16 +316,27 @@ def _without_direct(proxies: str) -> str:
 def _number(given: float | None, found: Mapping[str, Parameter], key: str, default: float) -> float:
     if given is not None:
         return given
-    text = _text(found, key)
     try:
-        return float(text or default)
+        return float(_text(found, key) or default)
     except ValueError:
-        raise ConfigError(
-            f"{key}={text!r} cannot be used.",
-            items=[found[key].where],
-            cause="it is a number",
-            fix=f"correct {found[key].where}",
-        ) from None
+        raise _unusable(found, key, "it is a number") from None
+
+
+def _folder(found: Mapping[str, Parameter], key: str) -> str:
+    text = _text(found, key)
+    if text and not text.startswith("/"):
+        raise _unusable(found, key, "it is a folder on the workers, which begins with /")
+    return text
+
+
+def _unusable(found: Mapping[str, Parameter], key: str, cause: str) -> ConfigError:
+    where = found[key].where
+    return ConfigError(
+        f"{key}={_text(found, key)!r} cannot be used.",
+        items=[where],
+        cause=cause,
+        fix=f"correct {where}",
+    )
 
 
 def _variables(each: Iterable[_Given]) -> dict[str, str]:

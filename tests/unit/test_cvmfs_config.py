@@ -191,6 +191,8 @@ def test_fallback_proxies_come_last_and_rule_direct_out(told, line, proxies):
         ("CVMFS_PUBLIC_KEY=$KEYS/../configured/own.conf", ["holds no public key"]),
         ("CVMFS_SERVER_URL=", ["No server", NAME, "servers ="]),
         ("CVMFS_TIMEOUT=soon", ["CVMFS_TIMEOUT='soon'", "own.conf:4"]),
+        ("CVMFS_ALIEN_CACHE=a/b", ["CVMFS_ALIEN_CACHE='a/b'", "own.conf:4", "begins with /"]),
+        ("CVMFS_CACHE_BASE=b", ["CVMFS_CACHE_BASE='b'", "own.conf:4", "begins with /"]),
         ("CVMFS_REPOSITORY_DATE=2024-01-01T00:00:00Z", ["date", "root_hash"]),
         ("CVMFS_HTTP_PROXY=$(cat /proxy)", ["own.conf:4", "CVMFS_HTTP_PROXY depends on a shell"]),
         ("CVMFS_HTTP_PROXY=`cat /proxy`", ["own.conf:4", "CVMFS_HTTP_PROXY depends on a shell"]),
