@@ -124,7 +124,7 @@ class InterposerSettings(Table):
     ----------
     kind
         "userns", "parrot", "none", or "auto": what works on the worker; None: "none", or "auto"
-        where there are repositories to be had.
+        where there are repositories to be had, or anything of the following is asked for.
     allow
         Absolute paths that tasks see besides, "PATH:rw" one that they may write to; a text is
         split as a shell does.

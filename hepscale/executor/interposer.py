@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from hepscale.config.model import InterposerKind, InterposerWrites
+from hepscale.config.model import InterposerKind, InterposerSettings, InterposerWrites
 from hepscale.errors import ConfigError, misspelt
 from hepscale.executor import cvmfs
 from hepscale.executor.task import Interposed
@@ -94,10 +94,17 @@ def told(settings: Settings) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        The settings of CVMFS cannot be used, or only with another interposer.
+        The settings cannot be used, or only with another interposer.
     """
     wanted = settings.interposer
     kind = _kind(settings)
+    if kind == "none" and not (wanted.network and wanted.writes == "folder"):
+        key = "writes" if wanted.network else "network"
+        raise ConfigError(
+            f"{key}={getattr(wanted, key)!r} cannot be had with interposer='none'.",
+            cause="nothing but a sandbox keeps tasks from it",
+            fix='HepScaleExecutor(interposer="userns")',
+        )
     if settings.cvmfs and settings.cvmfs.how == "parrot":
         if kind not in ("auto", "parrot"):
             raise ConfigError(
@@ -120,7 +127,8 @@ def told(settings: Settings) -> dict[str, Any]:
 
 
 def _kind(settings: Settings) -> str:
-    return settings.interposer.kind or ("auto" if settings.cvmfs else "none")
+    is_asked_for = settings.cvmfs or settings.interposer != InterposerSettings()
+    return settings.interposer.kind or ("auto" if is_asked_for else "none")
 
 
 def interposed(ready: Mapping[str, Any], ended: Mapping[str, Any]) -> Interposed:

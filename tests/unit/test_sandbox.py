@@ -40,6 +40,18 @@ def test_repositories_want_one(tmp_path):
     assert told(cvmfs=given, interposer="none")["interposer"]["kind"] == "none"
 
 
+@pytest.mark.parametrize("table", [{"network": False}, {"writes": "outputs"}, {"allow": ["/data"]}])
+def test_what_only_a_sandbox_gives_wants_one(table):
+    assert told(interposer=table)["interposer"]["kind"] == "auto"
+    if "allow" in table:
+        assert told(interposer={"kind": "none", **table})["interposer"] is None
+        return
+    with pytest.raises(ConfigError, match=r"cannot be had with interposer='none'") as caught:
+        told(interposer={"kind": "none", **table})
+    assert caught.value.fact.startswith(next(iter(table)))
+    assert caught.value.fix == 'HepScaleExecutor(interposer="userns")'
+
+
 def test_a_kind_or_all_of_it():
     assert interposer.given(None) is None
     assert told(interposer=interposer.given("auto"))["interposer"] == {
