@@ -104,7 +104,7 @@ def test_watched_output_grows_while_the_task_runs(site: Site) -> None:
     started = time.monotonic()
     site.until(lambda: here.exists() and here.read_text() == "one\n")
     # without the signal it would be five seconds
-    assert time.monotonic() - started < 4.5
+    assert time.monotonic() - started < 3
     assert not site.ended
     go.touch()
     assert site.result(number).exit_code == 0
@@ -164,8 +164,9 @@ def test_killed_worker_loses_its_task_and_it_is_not_run_again(site: Site) -> Non
         ended = site.result(number)
     finally:
         os.kill(process, signal.SIGKILL)
-    # its connection was closed with it: nothing had to time out
-    assert time.monotonic() - killed < site.options.keepalive_interval_s
+    # its connection was closed with it: nothing had to time out; TaskVine's stays open in a process
+    # that outlives it for a moment
+    assert time.monotonic() - killed < (5 if site.binding == "taskvine" else 2.5)
     assert ended.status == "lost"
     places = site.of(QueueTaskPlaced)
     left = site.of(QueueWorkerLeft)
@@ -182,8 +183,10 @@ def test_stopped_worker_is_given_up(site: Site) -> None:
     task, here = lingering(site)
     number = site.queue.submit(task)
     process = pid(site, here)
+    stopped = time.monotonic()
     worker.send_signal(signal.SIGSTOP)
     assert site.result(number).status == "lost"
+    assert time.monotonic() - stopped < 10
     # when it goes on it finds its connection closed, and ends its tasks
     worker.send_signal(signal.SIGCONT)
     site.until(lambda: not alive(process))
@@ -304,7 +307,7 @@ def test_interrupt_ends_a_wait(tmp_path: Path) -> None:
         sent = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
-        assert time.monotonic() - sent < 30
+        assert time.monotonic() - sent < 2
         assert process.wait(20) == 0
 
 

@@ -14,6 +14,7 @@ from packed import calculate, failing
 from support import complete, processes, script, wait_for
 from unpacking import flipped
 
+import hepscale
 from hepscale.env import api
 from hepscale.errors import EngineError, PackError, RunInterrupted
 from hepscale.executor.engines import local
@@ -129,8 +130,13 @@ def test_folder_that_is_read_only():
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("size", ["1m", "20m"])
-def test_folder_that_is_full(size):
+@pytest.mark.parametrize("part", [0.02, 0.93])
+def test_folder_that_is_full(part):
+    works()
+    (whole,) = packed.unpacked()
+    size = int(part * 512 * sum(one.lstat().st_blocks for one in whole.rglob("*")))
+    hepscale.shutdown()
+    shutil.rmtree(whole)
     with mounted(packed.cache() / "unpacked", f"size={size}") as folder:
         error = failing(prefix)
         assert isinstance(error, PackError)

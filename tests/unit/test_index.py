@@ -85,9 +85,9 @@ def test_reading_takes_next_to_no_time(tmp_path: Path) -> None:
     found = interpreter.this()
 
     def seconds(cache: Path | None) -> float:
-        begun = time.process_time()
+        begun = time.perf_counter()
         index.load(found, cache)
-        return time.process_time() - begun
+        return time.perf_counter() - begun
 
     assert min(seconds(None) for _ in range(3)) <= 1
     index.load(found, tmp_path)

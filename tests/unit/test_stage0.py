@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import statistics
 import subprocess
 import time
 
@@ -48,7 +49,7 @@ def test_it_costs_milliseconds(place):
         begun = time.perf_counter()
         subprocess.run(place.command(), check=True)
         spent_s.append(time.perf_counter() - begun)
-    assert min(spent_s) < 0.020, spent_s
+    assert statistics.median(spent_s) < 0.020, spent_s
 
 
 def test_relative_paths(place):

@@ -142,7 +142,7 @@ def test_lock_of_a_dead_owner_is_taken_over(plain, who):
     assert done.stdout.startswith("unpacking with ")
     # now it is ours; the script does not give it back
     assert not (lock / "owner").read_text().startswith(owner or "x")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 4
 
 
 def test_lock_of_a_dead_owner_is_taken_by_one(plain):
@@ -152,7 +152,7 @@ def test_lock_of_a_dead_owner_is_taken_by_one(plain):
     (lock / f"after-{dead}").mkdir()
     begun = time.monotonic()
     assert plain.start().stdout.startswith("unpacking with ")
-    assert 1 < time.monotonic() - begun < 30
+    assert 1 < time.monotonic() - begun < 4
 
 
 def test_lock_of_a_zombie_is_taken_over(plain):
@@ -169,7 +169,7 @@ def test_lock_is_waited_for_not_forever(plain, owner):
     begun = time.monotonic()
     done = plain.start(HEPSCALE_UNPACK_WAIT_S="1")
     assert done.stdout.startswith("unpacking with ")
-    assert 1 < time.monotonic() - begun < 30
+    assert 1 < time.monotonic() - begun < 5
     assert (lock / "owner").read_text() == owner
 
 
@@ -179,7 +179,7 @@ def test_who_waits_starts_as_soon_as_it_is_ready(place):
         time.sleep(0.4)
         assert process.poll() is None
         expected = make_ready(place)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=5)
         assert (out.splitlines(), err) == ([*expected, "x"], "")
 
 
@@ -191,7 +191,7 @@ def test_who_waits_unpacks_when_the_owner_dies(place):
         assert process.poll() is None
         owner.kill()
         owner.wait()
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=5)
         assert out.startswith("unpacking with "), err
 
 
@@ -208,6 +208,6 @@ def test_end_by_a_signal_leaves_nothing(plain, number):
         wait_for(lambda: "sleep" in map(program_of, proc.family(process.pid)))
         assert plain.left()
         os.killpg(process.pid, number)
-        process.communicate(timeout=30)
+        process.communicate(timeout=5)
         assert process.returncode == 128 + number
     assert plain.left() == []
