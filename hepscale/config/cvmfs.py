@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, m
 
 from hepscale.config.table import Folder, Table
 
-__all__ = ["CvmfsSettings", "How", "RepositorySettings", "usable_proxies"]
+__all__ = ["CvmfsSettings", "How", "RepositorySettings", "folder_on_worker", "usable_proxies"]
 
 How: TypeAlias = Literal["auto", "mounted", "cvmfs2", "client", "parrot"]
 
@@ -32,6 +32,19 @@ def usable_proxies(text: str) -> str:
         raise ValueError('it is empty; for no proxy say "DIRECT"')
     if odd := [name for name in names if name == "auto" or name.startswith("pac+")]:
         raise ValueError(f"{odd[0]!r} is looked for by the client of CVMFS only; name the proxies")
+    return text
+
+
+def folder_on_worker(text: str) -> str:
+    """Return the path of a folder on the workers.
+
+    Raises
+    ------
+    ValueError
+        It depends on the folder in which a worker stands.
+    """
+    if not text.startswith(("/", "$")):
+        raise ValueError("it is a folder on the workers, which begins with / or a variable")
     return text
 
 
@@ -83,15 +96,9 @@ def _hash(value: str) -> str:
     return value
 
 
-def _on_worker(value: str) -> str:
-    if not value.startswith(("/", "$")):
-        raise ValueError("it is a folder on the workers, which begins with / or a variable")
-    return value
-
-
 Servers = Annotated[tuple[str, ...], BeforeValidator(_servers), AfterValidator(_urls)]
 Keys = Annotated[tuple[Folder, ...], BeforeValidator(_one_or_more)]
-_OnWorker = Annotated[str, AfterValidator(_on_worker)]
+_OnWorker = Annotated[str, AfterValidator(folder_on_worker)]
 _Seconds = Annotated[float, Field(gt=0)]
 
 

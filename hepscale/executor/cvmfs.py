@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hepscale.config import CvmfsSettings, RepositorySettings
-from hepscale.config.cvmfs import usable_proxies
+from hepscale.config.cvmfs import folder_on_worker, usable_proxies
 from hepscale.env import repositories
 from hepscale.errors import ConfigError
 from hepscale.executor import cvmfs_keys
@@ -324,9 +324,10 @@ def _number(given: float | None, found: Mapping[str, Parameter], key: str, defau
 
 def _folder(found: Mapping[str, Parameter], key: str) -> str:
     text = _text(found, key)
-    if text and not text.startswith("/"):
-        raise _unusable(found, key, "it is a folder on the workers, which begins with /")
-    return text
+    try:
+        return text and folder_on_worker(text)
+    except ValueError as error:
+        raise _unusable(found, key, str(error)) from None
 
 
 def _unusable(found: Mapping[str, Parameter], key: str, cause: str) -> ConfigError:

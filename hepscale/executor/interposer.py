@@ -28,6 +28,7 @@ _CLOSED = re.compile(r"PermissionError: .*'(/[^']+)'")
 _NO_WRITING = re.compile(r"OSError: \[Errno 30\] .*'([^']+)'")
 _NO_NETWORK = re.compile(r"Network is unreachable|Connection refused|name resolution")
 _TOP = "/cvmfs"
+_UNSAID = InterposerSettings()
 _NO_CONTENT = "[Errno 5] Input/output error"
 
 
@@ -98,13 +99,14 @@ def told(settings: Settings) -> dict[str, Any]:
     """
     wanted = settings.interposer
     kind = _kind(settings)
-    if kind == "none" and not (wanted.network and wanted.writes == "folder"):
-        key = "writes" if wanted.network else "network"
-        raise ConfigError(
-            f"{key}={getattr(wanted, key)!r} cannot be had with interposer='none'.",
-            cause="nothing but a sandbox keeps tasks from it",
-            fix='HepScaleExecutor(interposer="userns")',
-        )
+    for key in ("network", "writes"):
+        value = getattr(wanted, key)
+        if kind == "none" and value != getattr(_UNSAID, key):
+            raise ConfigError(
+                f"{key}={value!r} cannot be had with interposer='none'.",
+                cause="nothing but a sandbox keeps tasks from it",
+                fix='HepScaleExecutor(interposer="userns")',
+            )
     if settings.cvmfs and settings.cvmfs.how == "parrot":
         if kind not in ("auto", "parrot"):
             raise ConfigError(
@@ -127,7 +129,7 @@ def told(settings: Settings) -> dict[str, Any]:
 
 
 def _kind(settings: Settings) -> str:
-    is_asked_for = settings.cvmfs or settings.interposer != InterposerSettings()
+    is_asked_for = settings.cvmfs or settings.interposer != _UNSAID
     return settings.interposer.kind or ("auto" if is_asked_for else "none")
 
 

@@ -118,13 +118,13 @@ class LocalEngine:
         self._server = self._lease()
         try:
             self._join(self._server)
-        except HepScaleError:
-            if not self._server.used:
-                raise
-            self._join_another(self._server)
+        except HepScaleError as error:
+            self._join_another(self._server, error)
 
-    def _join_another(self, server: warm.Forkserver) -> None:
+    def _join_another(self, server: warm.Forkserver, error: HepScaleError) -> None:
         """Replace a warm one whose folder was cleaned away, or that was about to end."""
+        if not server.used:
+            raise error
         if self._socket is not None:
             self._socket.close()
         server.end()
@@ -275,10 +275,8 @@ class LocalEngine:
         if self._socket is None:
             try:
                 self._socket = self._server.connect()
-            except HepScaleError:
-                if not self._server.used:
-                    raise
-                self._join_another(self._server)
+            except HepScaleError as error:
+                self._join_another(self._server, error)
         if self._socket is None:
             # its environment is being unpacked, or it imports what it is to keep warm
             time.sleep(timeout_s)
